@@ -1,0 +1,36 @@
+"""What an eBPF probe saw: one record of one packet at one hook."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from netpath.model.packet import Headers
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A sighting of a probe (or of an answer to it, or of an ICMP error that quotes it).
+
+    `time_ns` is CLOCK_MONOTONIC (bpf_ktime_get_ns). `length` is the frame as it is at the hook, its Ethernet header counted in
+    where the device has one; `ip_length` the outermost IP packet.
+    """
+
+    time_ns: int
+    hook: str
+    """tx (net_dev_start_xmit), rx (netif_receive_skb), drop (kfree_skb), local_in, local_out, socket (sk_data_ready)."""
+    netns: int
+    ifindex: int
+    device: str
+    sequence: int
+    """The probe's number."""
+    role: str
+    """probe, answer (a TCP SYN-ACK or RST, an echo reply, an echoed payload in the other direction) or error (ICMP, quoting it)."""
+    length: int
+    ip_length: int
+    headers: Headers
+    skb: int = 0
+    cpu: int = 0
+    reason: str | None = None
+    """Drops only: the name in enum skb_drop_reason, or NOT_SPECIFIED."""
+    symbol: str | None = None
+    """Drops only: the kernel function that freed it."""
