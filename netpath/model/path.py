@@ -194,3 +194,39 @@ class Completeness:
     lost_events: int = 0
     missing_hooks: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeCost:
+    """What one event costs the packet, in ns, and how well that is known. None: not measured on this run."""
+
+    ns_per_event: float | None
+    uncertainty_ns: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What probes really did, aligned with what was predicted for them."""
+
+    outcome: str
+    """delivered, rejected, dropped, lost, or mixed."""
+    paths: tuple[Path, ...]
+    """One per distinct way that probes took, most frequent first; with the way back as `return` paths after the forward ones."""
+    prediction: Prediction
+    completeness: Completeness
+    path_mtu: PathMtu | None
+    probe_cost: ProbeCost
+    round_trip_ns: Stats | None = field(default=None, metadata=ABSENT)
+    sent: int = 0
+    notes: tuple[str, ...] = ()
+    """What a reader should know about this run, one line each (copies of flooded frames, a send that failed, ...)."""
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+    """Where this run's own time went: imports, discovery, btf, compile, attach, probe (milliseconds)."""
+
+    @property
+    def diverged(self) -> bool:
+        """Some forward hop was missing or unexpected, or the outcome is not the predicted one."""
+        forward = [path for path in self.paths if path.direction == "forward"]
+        return any(hop.status in ("missing", "unexpected") for path in forward for hop in path.hops) or (
+            self.prediction.outcome not in ("uncertain", "mixed") and self.outcome != self.prediction.outcome
+        )
