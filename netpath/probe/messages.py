@@ -1,0 +1,64 @@
+"""What the injector and its sender process say to each other: one JSON message per packet of a socket pair."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Preload(msgspec.Struct, tag=True, frozen=True):
+    """Import scapy now; it will be needed. Not answered."""
+
+
+class Enter(msgspec.Struct, tag=True, frozen=True):
+    """Enter a namespace and open the sockets for a probe. Answered by Entered or Failed."""
+
+    netns_path: str
+    protocol: str
+    dst: str
+    nonce: int
+    src: str | None = None
+    sport: int | None = None
+    dport: int | None = None
+    size: int = 64
+    df: bool = False
+    ttl: int = 64
+    mark: int = 0
+    bound_device: str | None = None
+    tcp_base: int = 0
+    identifier: int = 0
+    """ICMP echo identifier, 16 bits."""
+
+
+class Send(msgspec.Struct, tag=True, frozen=True):
+    """Send probe number `sequence`. Answered by Sent or Failed."""
+
+    sequence: int
+
+
+class Entered(msgspec.Struct, tag=True, frozen=True):
+    """The source address the kernel chooses and the port that is held (None for ICMP)."""
+
+    source: str
+    sport: int | None
+
+
+class Sent(msgspec.Struct, tag=True, frozen=True):
+    """CLOCK_MONOTONIC just before the send call, and the errno it ended with (0: taken by the kernel)."""
+
+    sequence: int
+    time_ns: int
+    error: int
+
+
+class Answer(msgspec.Struct, tag=True, frozen=True):
+    """An answer reached the sending socket. Unasked."""
+
+    sequence: int
+    time_ns: int
+
+
+class Failed(msgspec.Struct, tag=True, frozen=True):
+    """The request could not be carried out."""
+
+    error: int
+    text: str
