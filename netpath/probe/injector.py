@@ -106,6 +106,8 @@ class Injector:
     @staticmethod
     def _enter_error(failure: Failed, request: Enter) -> NetpathError:
         where = request.netns_path
+        if failure.unroutable:
+            return UnreachableError(failure.error, f"no probe can be sent from {where} to {request.dst}: {failure.text}")
         if failure.error in (errno.EPERM, errno.EACCES):
             return MissingError(f"cannot send from {where}: {failure.text}; CAP_SYS_ADMIN and CAP_NET_RAW are needed (run as root)")
         if failure.error == errno.ENOENT:
@@ -116,7 +118,7 @@ class Injector:
             return UsageError(f"{request.src} is not an address of {where}")
         if failure.error == errno.ENODEV:
             return UsageError(f"there is no device {request.bound_device!r} in {where}")
-        return UnreachableError(failure.error, f"no probe can be sent from {where} to {request.dst}: {failure.text}")
+        return NetpathError(f"no probe can be sent from {where} to {request.dst}: {failure.text}")
 
 
 class UnreachableError(NetpathError):

@@ -62,3 +62,5 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
 
     error: int
     text: str
+    unroutable: bool = False
+    """The route lookup itself refused: no route, a blackhole, a prohibition, or no source address."""

@@ -46,6 +46,10 @@ def _setns(path: str) -> None:
         os.close(descriptor)
 
 
+class Unroutable(OSError):
+    """The kernel's route lookup refuses the destination."""
+
+
 class Sender:
     """The state after `Enter`: sockets in the namespace, and what every probe has in common."""
 
@@ -62,7 +66,10 @@ class Sender:
         """The address that the kernel's route lookup chooses: connecting a datagram socket asks without sending."""
         with socket.socket(self.family, socket.SOCK_DGRAM) as probe:
             self._common(probe)
-            probe.connect((self.spec.dst, self.spec.dport or 9))
+            try:
+                probe.connect((self.spec.dst, self.spec.dport or 9))
+            except OSError as error:
+                raise Unroutable(error.errno, error.strerror) from error
             return str(probe.getsockname()[0]).split("%")[0]
 
     def _common(self, sock: socket.socket) -> None:
@@ -186,7 +193,8 @@ def serve(channel: socket.socket) -> None:
                 else:
                     reply = sender.send(request.sequence)
             except OSError as error:
-                reply = Failed(error=error.errno or errno.EIO, text=error.strerror or str(error))
+                unroutable = isinstance(error, Unroutable)
+                reply = Failed(error=error.errno or errno.EIO, text=error.strerror or str(error), unroutable=unroutable)
             channel.send(encoder.encode(reply))
 
 
