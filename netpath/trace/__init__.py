@@ -1,0 +1,1 @@
+"""From events to an account: correlate into hops, align with the prediction, attribute time and bytes."""

@@ -1,0 +1,219 @@
+"""Journeys into paths: group probes that went the same way, align each way with the prediction, attach times. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from netpath.model.event import Event
+from netpath.model.index import SnapshotIndex
+from netpath.model.path import Delivery, DeviceRef, Drop, Hop, Path, Prediction, Stage, Stats
+from netpath.model.snapshot import DeviceId
+from netpath.trace import align as aligning
+from netpath.trace.attribute import Place, Step, steps, translations
+from netpath.trace.causes import explain, refused_send
+from netpath.trace.correlate import FlowKey, Journey, Leg
+from netpath.trace.stats import summarise
+
+HOOK_NAMES = {"socket": "sk_data_ready", "local_in": "LOCAL_IN"}
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What assembling needs to know besides the journeys."""
+
+    index: SnapshotIndex
+    watched: tuple[str, ...] = ("tx", "rx")
+    """Directions whose hook was armed."""
+    conntrack: Collection[FlowKey] = ()
+    """Tuples, both directions, of the kernel's conntrack entries for this flow."""
+
+
+def forward_paths(journeys: Sequence[Journey], prediction: Prediction, scene: Scene) -> tuple[Path, ...]:
+    """The distinct ways that probes took to the destination, most frequent first."""
+    return _paths([journey.forward for journey in journeys], prediction, scene, "forward")
+
+
+def return_paths(journeys: Sequence[Journey], prediction: Prediction | None, scene: Scene) -> tuple[Path, ...]:
+    """The distinct ways that answers took back; shares are of the probes that were answered."""
+    legs = [journey.back for journey in journeys if journey.back is not None]
+    return _paths(legs, prediction, scene, "return") if legs else ()
+
+
+def _paths(legs: Sequence[Leg], prediction: Prediction | None, scene: Scene, direction: str) -> tuple[Path, ...]:
+    groups: dict[tuple[Any, ...], list[Leg]] = defaultdict(list)
+    for leg in legs:
+        reason = leg.end.reason if leg.end is not None and leg.end.hook == "drop" else None
+        groups[(tuple(_keys(leg)), leg.outcome, reason)].append(leg)
+    ordered = sorted(groups.values(), key=len, reverse=True)
+    return tuple(_path(group, len(group) / len(legs), prediction, scene, direction) for group in ordered)
+
+
+def _keys(leg: Leg) -> list[aligning.HopKey]:
+    return [(DeviceId(event.netns, event.ifindex), event.hook) for event in leg.hops]
+
+
+def _path(group: Sequence[Leg], share: float, prediction: Prediction | None, scene: Scene, direction: str) -> Path:
+    leg = group[0]
+    expected = aligning.closest(prediction.paths if prediction else (), _keys(leg), leg.outcome)
+    lines = aligning.align(expected.hops if expected else (), _keys(leg), watched=scene.watched)
+    if prediction is None or not prediction.paths:
+        # Nothing was predicted for this direction: what was seen is simply what was seen.
+        lines = tuple(replace(line, status="observed") for line in lines)
+    hops: list[Hop] = []
+    number_of: dict[int, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if line.observed is None:
+            assert expected is not None and line.predicted is not None
+            hops.append(replace(expected.hops[line.predicted], index=number, status=line.status))
+            continue
+        number_of[line.observed] = number
+        hops.append(_observed_hop(number, line, group, expected, scene))
+    spent = steps(leg.hops, [_place(scene.index, event) for event in leg.hops])
+    stages = tuple(_stage(step, group, number_of) for step in spent)
+    predicted = expected.translations if expected else ()
+    found = translations(leg.hops, predicted, reverse=direction == "return", confirmed=scene.conntrack)
+    last = number_of.get(len(leg.hops) - 1, 0)
+    return Path(
+        direction=direction,
+        share=share,
+        probes=len(group),
+        outcome=leg.outcome,
+        hops=tuple(hops),
+        stages=stages,
+        translations=tuple(replace(item, hop=number_of[item.hop - 1]) for item in found),
+        drop=_drop(leg, last, expected, scene) if leg.outcome != "delivered" else None,
+        delivery=_delivery(group, expected, scene),
+        overhead=_overhead(group, spent, len(found)),
+        uncertain=expected.uncertain if expected else (),
+    )
+
+
+def _observed_hop(number: int, line: aligning.Aligned, group: Sequence[Leg], expected: Path | None, scene: Scene) -> Hop:
+    assert line.observed is not None
+    position = line.observed
+    event = group[0].hops[position]
+    device = DeviceId(event.netns, event.ifindex)
+    link = scene.index.link(device)
+    return Hop(
+        index=number,
+        status=line.status,
+        node=scene.index.node_of(event.netns),
+        netns=scene.index.netns_ref(event.netns),
+        workload=scene.index.workload_of(event.netns),
+        device=scene.index.device_ref(device) if link else DeviceRef(event.device, event.ifindex, "unknown"),
+        direction=event.hook,
+        length=event.length,
+        ip_length=event.ip_length,
+        mtu=link.mtu if link else None,
+        headers=event.headers,
+        note=expected.hops[line.predicted].note if expected and line.predicted is not None else None,
+        since_start_ns=summarise([leg.hops[position].time_ns - leg.hops[0].time_ns for leg in group]),
+        segment_ns=summarise([leg.hops[position].time_ns - leg.hops[position - 1].time_ns for leg in group]) if position else None,
+    )
+
+
+def _place(index: SnapshotIndex, event: Event) -> Place:
+    link = index.link(DeviceId(event.netns, event.ifindex))
+    return Place(link.kind, link.master if link.port is not None else None) if link else Place("unknown")
+
+
+def _segment(leg: Leg, to_hop: int) -> int:
+    """ns between hop `to_hop` (from 1) and the one before it."""
+    return leg.hops[to_hop - 1].time_ns - leg.hops[to_hop - 2].time_ns
+
+
+def _stage(step: Step, group: Sequence[Leg], number_of: Mapping[int, int]) -> Stage:
+    return Stage(
+        stage=step.stage,
+        from_hop=number_of[step.from_hop - 1],
+        to_hop=number_of[step.to_hop - 1],
+        ns=summarise([_segment(leg, step.to_hop) for leg in group]),
+        bytes=step.bytes,
+        detail=step.detail,
+    )
+
+
+def _delivery(group: Sequence[Leg], expected: Path | None, scene: Scene) -> Delivery | None:
+    end = group[0].end
+    if end is None or end.hook == "drop" or group[0].outcome != "delivered":
+        return None
+    foreseen = expected.delivery if expected and expected.delivery and expected.delivery.netns.inode == end.netns else None
+    ends = [leg.end for leg in group if leg.end is not None]
+    return Delivery(
+        netns=scene.index.netns_ref(end.netns),
+        to=foreseen.to if foreseen else ("socket" if end.hook == "socket" else "local"),
+        process=foreseen.process if foreseen else None,
+        hook=HOOK_NAMES.get(end.hook, end.hook),
+        since_start_ns=summarise([leg.end.time_ns - leg.hops[0].time_ns for leg in group if leg.end and leg.hops]),
+        segment_ns=summarise([leg.end.time_ns - leg.hops[-1].time_ns for leg in group if leg.end and leg.hops])
+        if len(ends) == len(group)
+        else None,
+    )
+
+
+def _drop(leg: Leg, last: int, expected: Path | None, scene: Scene) -> Drop:
+    """Where the packet ended, with the prediction's explanation where it foresaw the same end."""
+    end = leg.end if leg.end is not None and leg.end.hook == "drop" else None
+    foreseen = expected.drop if expected else None
+    if foreseen is not None and not _same_end(foreseen, end, leg, last, expected):
+        foreseen = None
+    refused = refused_send(leg.send_error) if leg.send_error and end is None else None
+    reason = end.reason if end and end.reason else (foreseen.reason if foreseen else "UNKNOWN")
+    if refused is not None and foreseen is None:
+        reason, cause, remedy = refused
+        return Drop(hop=last, reason=reason, cause=cause, remedy=remedy)
+    if reason in ("NOT_SPECIFIED", "UNKNOWN") and foreseen is not None:
+        reason = foreseen.reason
+    netns = end.netns if end else (leg.hops[-1].netns if leg.hops else None)
+    device = None
+    if end is not None and end.ifindex:
+        known = scene.index.link(DeviceId(end.netns, end.ifindex))
+        device = (
+            scene.index.device_ref(DeviceId(end.netns, end.ifindex)) if known else DeviceRef(end.device, end.ifindex, "unknown")
+        )
+    cause, remedy = explain(reason, end.symbol if end else None, leg)
+    return Drop(
+        hop=last,
+        reason=reason,
+        cause=foreseen.cause if foreseen else cause,
+        remedy=foreseen.remedy if foreseen else remedy,
+        device=device or (foreseen.device if foreseen else None),
+        netns=scene.index.netns_ref(netns) if netns is not None else (foreseen.netns if foreseen else None),
+        rule=foreseen.rule if foreseen else None,
+    )
+
+
+def _same_end(foreseen: Drop, end: Event | None, leg: Leg, last: int, expected: Path | None) -> bool:
+    """The prediction ended here too: the same reason, or (where the kernel gave none) in the same namespace after the same hop."""
+    if end is not None and end.reason not in (None, "NOT_SPECIFIED"):
+        return foreseen.reason == end.reason
+    if expected is None:
+        return False
+    observed = _keys(leg)
+    return [aligning.key_of(hop) for hop in expected.hops[: foreseen.hop]] == observed
+
+
+def _overhead(group: Sequence[Leg], spent: Sequence[Step], translated: int) -> dict[str, Any]:
+    one_way: list[float] = [
+        (leg.end or leg.hops[-1]).time_ns - leg.hops[0].time_ns for leg in group if leg.hops and leg.outcome == "delivered"
+    ]
+    total = summarise(one_way)
+
+    def of(stage: str, *more: str) -> tuple[Stats | None, float | None]:
+        picked = [step.to_hop for step in spent if step.stage in (stage, *more)]
+        if not picked:
+            return None, 0.0 if total else None
+        stats = summarise([float(sum(_segment(leg, hop) for hop in picked)) for leg in group])
+        return stats, (stats.mean / total.mean if stats and total and total.mean else None)
+
+    encap, encap_share = of("encap", "decap")
+    user, user_share = of("userspace")
+    return {
+        "encap": {"bytes": sum(step.bytes for step in spent if step.bytes > 0), "ns": encap, "share": encap_share},
+        "nat": {"translations": translated},
+        "userspace": {"crossings": sum(step.stage == "userspace" for step in spent), "ns": user, "share": user_share},
+        "one_way_ns": total,
+    }

@@ -1,0 +1,177 @@
+"""What happened between two hops, read from the headers: encapsulation with its bytes, translations, stages. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from netpath.model.event import Event
+from netpath.model.packet import Headers, Icmp, Ipv4, Ipv6, Opaque, Tcp, Udp, VxlanHeader
+from netpath.model.path import AddressPair, RuleRef, Translation
+from netpath.trace.correlate import FlowKey, innermost
+
+
+def encapsulation(headers: Headers) -> str | None:
+    """The outermost tunnel around a packet: vxlan, ipip, udp (IP in UDP) or opaque; None when it travels plain."""
+    seen_ip = False
+    for position, header in enumerate(headers):
+        if isinstance(header, Ipv4 | Ipv6):
+            if seen_ip:
+                return "ipip"
+            seen_ip = True
+        elif isinstance(header, VxlanHeader):
+            return "vxlan"
+        elif isinstance(header, Opaque):
+            return header.name
+        elif isinstance(header, Udp):
+            following = headers[position + 1] if position + 1 < len(headers) else None
+            if isinstance(following, Ipv4 | Ipv6):
+                return "udp"
+        elif isinstance(header, Tcp | Icmp):
+            return None
+    return None
+
+
+def depth(headers: Headers) -> int:
+    """How many IP packets are nested in it (an ICMP error's quotation is not counted)."""
+    count = 0
+    for header in headers:
+        if isinstance(header, Icmp):
+            break
+        count += isinstance(header, Ipv4 | Ipv6)
+    return count
+
+
+def vni(headers: Headers) -> int | None:
+    """The VNI of the outermost VXLAN header."""
+    return next((header.vni for header in headers if isinstance(header, VxlanHeader)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a hop's device is: its kind, and the bridge (an ifindex of the same namespace) that it is a port of."""
+
+    kind: str
+    bridge: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What was done to a packet between hop `from_hop` and hop `to_hop` (both count from 1; 0 is the sender's call)."""
+
+    stage: str
+    from_hop: int
+    to_hop: int
+    bytes: int
+    detail: dict[str, object]
+
+
+def steps(hops: Sequence[Event], places: Sequence[Place]) -> tuple[Step, ...]:
+    """Name the stage of every segment between adjacent hops; `places` are the hops' devices.
+
+    With hooks on devices alone a segment is named after the one thing that the devices at its ends prove; a segment in which
+    several things happen that can't be told apart (routing, conntrack, rules) is `other`.
+    """
+    found: list[Step] = []
+    for number in range(1, len(hops)):
+        before, after = hops[number - 1], hops[number]
+        change = depth(after.headers) - depth(before.headers)
+        added = after.ip_length - before.ip_length
+        stage = _segment(before, after, places[number - 1], places[number], change)
+        detail: dict[str, object] = {}
+        if change > 0:
+            detail = {"kind": encapsulation(after.headers), **_vni_of(after.headers)}
+        elif change < 0:
+            detail = {"kind": encapsulation(before.headers), **_vni_of(before.headers)}
+        found.append(Step(stage, number, number + 1, added if change else 0, detail))
+    return tuple(found)
+
+
+def _vni_of(headers: Headers) -> dict[str, object]:
+    number = vni(headers)
+    return {} if number is None else {"vni": number}
+
+
+def _segment(before: Event, after: Event, there: Place, here: Place, change: int) -> str:
+    if before.netns == after.netns and change and "tun" in (there.kind, here.kind):
+        return "userspace"
+    if change:
+        return "encap" if change > 0 else "decap"
+    if before.netns != after.netns:
+        return "veth" if there.kind == here.kind == "veth" else "wire"
+    if before.hook == "tx" and after.hook == "rx":
+        return "veth" if here.kind == "veth" else "other"
+    ports = there.bridge is not None and there.bridge == here.bridge
+    to_bridge = before.hook == after.hook == "rx" and there.bridge == after.ifindex
+    from_bridge = before.hook == after.hook == "tx" and here.bridge == before.ifindex
+    # Beyond the bridge device the packet is routed, filtered and translated; up to it, and from port to port, only bridged.
+    return "bridge" if ports or to_bridge or from_bridge else "other"
+
+
+def translations(
+    hops: Sequence[Event], predicted: Sequence[Translation], *, reverse: bool, confirmed: Iterable[FlowKey] = ()
+) -> tuple[Translation, ...]:
+    """Changes of the innermost addresses or ports between adjacent hops, each with the rule that prediction holds responsible.
+
+    `confirmed` are the tuples of the kernel's conntrack entries for this flow, both directions.
+    """
+    entries = frozenset(confirmed)
+    found: list[Translation] = []
+    for number in range(1, len(hops)):
+        before, after = innermost(hops[number - 1].headers), innermost(hops[number].headers)
+        if before is None or after is None or before == after:
+            continue
+        middle = FlowKey(before.src, after.dst, before.sport, after.dport)
+        if middle != before:
+            found.append(_translation("dnat", number + 1, before, middle, predicted, reverse, entries))
+        if middle != after:
+            found.append(_translation("snat", number + 1, middle, after, predicted, reverse, entries))
+    return tuple(found)
+
+
+def _translation(
+    side: str,
+    hop: int,
+    before: FlowKey,
+    after: FlowKey,
+    predicted: Sequence[Translation],
+    reverse: bool,
+    entries: frozenset[FlowKey],
+) -> Translation:
+    source_side = side == "snat"
+    kind, rule, hook, backwards = side, None, None, reverse
+    for candidate in predicted:
+        changed_source = candidate.before.src != candidate.after.src
+        if changed_source != source_side:
+            continue
+        target = candidate.after.src if source_side else candidate.after.dst
+        if _same_endpoint(target, pair(after).src if source_side else pair(after).dst):
+            kind, rule, hook, backwards = candidate.kind, candidate.rule, candidate.hook, candidate.reverse
+            break
+    if rule is None and entries:
+        rule = None
+    known = None
+    if entries:
+        known = after in entries or after.swapped() in entries or before in entries or before.swapped() in entries
+    return Translation(hop, kind, backwards, pair(before), pair(after), rule, hook=hook, conntrack=known)
+
+
+def observed_rule(text: str) -> RuleRef:
+    """A reference for a translation that only the headers show."""
+    return RuleRef(text=text, table=None, chain=None, basis="observed")
+
+
+def pair(key: FlowKey) -> AddressPair:
+    return AddressPair(endpoint(key.src, key.sport), endpoint(key.dst, key.dport))
+
+
+def endpoint(address: str, port: int | None) -> str:
+    """``10.0.0.1:80``, ``[fd00::1]:80``, or the bare address where there is no port."""
+    if port is None:
+        return address
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _same_endpoint(predicted: str, observed: str) -> bool:
+    """Equal, or equal but for a port that prediction could not know (``*``)."""
+    return predicted == observed or (predicted.endswith(":*") and predicted[:-2] == observed.rpartition(":")[0])

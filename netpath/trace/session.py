@@ -1,0 +1,367 @@
+"""One trace from beginning to end: discover, predict, arm, inject, observe, attribute.
+
+What can run at the same time does: the sender process imports scapy and the eBPF programs are compiled (or read from the
+cache) while this process reads the node's state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+from netpath import endpoints
+from netpath.errors import NetpathError, UsageError
+from netpath.model import nonce as layout
+from netpath.model.event import Event
+from netpath.model.index import SnapshotIndex
+from netpath.model.packet import Flow
+from netpath.model.path import Completeness, Path, Prediction, ProbeCost, Trace
+from netpath.model.snapshot import Snapshot
+from netpath.predict import predict, predict_reply
+from netpath.probe.injector import Injector, UnreachableError
+from netpath.probe.messages import Enter, Entered
+from netpath.trace.assemble import Scene, forward_paths, return_paths
+from netpath.trace.correlate import DELIVERY_HOOKS, FlowKey, Journey, correlate, encapsulated
+from netpath.trace.request import TraceRequest
+from netpath.trace.stats import summarise
+
+WARM_UP_SECONDS = 0.5
+"""How long the first, uncounted probe may take; ARP that takes longer is not going to be answered soon."""
+SETTLE_SECONDS = 0.005
+"""A run ends when every probe has ended and nothing more was seen for this long."""
+POLL_SECONDS = 0.001
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRun:
+    """A finished trace with everything it was made from."""
+
+    trace: Trace
+    snapshot: Snapshot
+    index: SnapshotIndex
+    flow: Flow
+    source: endpoints.Endpoint
+    destination: endpoints.Endpoint
+
+
+class _Timings:
+    """Wall time of each phase of the run, in ms."""
+
+    def __init__(self) -> None:
+        self.ms: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.ms[name] = self.ms.get(name, 0.0) + (time.perf_counter() - started) * 1000
+
+
+def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> TraceRun:
+    """Trace as asked.
+
+    Raises UsageError (endpoints, ports, sizes), MissingError (privileges, kernel features, bcc) and NetpathError. A packet
+    that does not arrive is no error: the trace says where it ended.
+    """
+    protocol = _protocol(request)
+    timings = _Timings()
+    with ExitStack() as stack:
+        with timings.phase("imports"):
+            from netpath import discover
+            from netpath.ebpf.tracer import Tracer, prepare
+
+        workers = stack.enter_context(ThreadPoolExecutor(1))
+        programs = workers.submit(prepare)
+        injector = stack.enter_context(Injector())
+        if protocol != "udp":
+            injector.preload()
+        progress("reading the node's state")
+        with timings.phase("discovery"):
+            snapshot = discover.take()
+            index = SnapshotIndex(snapshot)
+        source, destination, flow = aim(request, protocol, snapshot)
+        base, nonce = layout.new_tcp_base(), layout.new_nonce()
+        entered = _enter(injector, request, flow, index, nonce, base)
+        if isinstance(entered, UnreachableError):
+            prediction = predict(snapshot, flow, index=index)
+            trace = _refused(entered, prediction, Scene(index), timings)
+            return TraceRun(trace, snapshot, index, flow, source, destination)
+        flow = replace(flow, src=entered.source, sport=entered.sport)
+        with timings.phase("prediction"):
+            prediction = predict(snapshot, flow, index=index)
+        progress("arming the probes")
+        with timings.phase("programs"):
+            programs.result()
+        with timings.phase("attach"):
+            tracer = stack.enter_context(
+                Tracer(
+                    nonce,
+                    tunnel_ports=tunnel_ports(snapshot),
+                    tcp_seq=base if protocol == "tcp" else None,
+                    count=request.count,
+                    local_in=[path for inode in _listened(index, prediction, flow) if (path := _entry(index, inode))],
+                )
+            )
+            tracer.arm()
+        with timings.phase("self-check"):
+            tracer.self_check()
+        progress(f"sending {request.count} probes")
+        with timings.phase("probe"):
+            observer = _Observer(tracer, injector, request)
+            observer.observe()
+        journeys = correlate(observer.events, index, range(1, request.count + 1), observer.send_errors)
+        trace = _trace(request, flow, journeys, prediction, tracer, observer, snapshot, index, timings)
+    return TraceRun(trace, snapshot, index, flow, source, destination)
+
+
+def _protocol(request: TraceRequest) -> str:
+    if request.protocol is not None:
+        return request.protocol
+    return "tcp" if endpoints.has_port(request.destination) else "icmp"
+
+
+def aim(request: TraceRequest, protocol: str, snapshot: Snapshot) -> tuple[endpoints.Endpoint, endpoints.Endpoint, Flow]:
+    """Both endpoints and the flow between them. Raises UsageError when they don't add up to a packet."""
+    source = endpoints.resolve(request.source, snapshot, role="source")
+    destination = endpoints.resolve(request.destination, snapshot, role="destination")
+    if source.netns is None:
+        raise UsageError(f"{request.source} is not on this machine; the source must be")
+    if destination.address is None:
+        raise UsageError(f"{request.destination} has no address; name one with @ADDRESS")
+    if protocol in ("udp", "tcp") and destination.port is None:
+        raise UsageError(f"--{protocol} needs a port: write the destination as ADDRESS:PORT")
+    if protocol == "icmp" and destination.port is not None:
+        raise UsageError(f"ICMP has no ports: leave :{destination.port} out, or choose --tcp or --udp")
+    if protocol != "tcp" and request.size < layout.MINIMUM_PAYLOAD:
+        raise UsageError(f"--size must be at least {layout.MINIMUM_PAYLOAD} bytes, to hold the probe's mark")
+    if request.count < 1:
+        raise UsageError("--count must be at least 1")
+    flow = Flow(
+        netns=source.netns,
+        dst=destination.address,
+        protocol=protocol,
+        src=source.address if source.pinned else None,
+        sport=request.sport,
+        dport=destination.port,
+        payload=0 if protocol == "tcp" else request.size,
+        df=request.df,
+        ttl=request.ttl,
+    )
+    return source, destination, flow
+
+
+def tunnel_ports(snapshot: Snapshot) -> dict[int, str]:
+    """UDP ports behind which another packet hides, as the devices and sockets of the snapshot say: ``vxlan`` or ``ip``.
+
+    A user-space relay that carries bare IP packets (Flannel's udp backend) shows as a process that holds a TUN device and a UDP
+    socket; every UDP socket in a namespace with a TUN device is tried, since a packet that is not IP inside is not taken for one.
+    """
+    ports: dict[int, str] = {}
+    for namespace in snapshot.namespaces:
+        if any(link.kind == "tun" for link in namespace.links):
+            ports.update({item.port: "ip" for item in namespace.sockets or () if item.protocol == "udp"})
+    for namespace in snapshot.namespaces:
+        ports.update({link.vxlan.port: "vxlan" for link in namespace.links if link.vxlan is not None})
+    return ports
+
+
+def _enter(
+    injector: Injector, request: TraceRequest, flow: Flow, index: SnapshotIndex, nonce: int, base: int
+) -> Entered | UnreachableError:
+    path = _entry(index, flow.netns)
+    if path is None:
+        raise NetpathError(f"{request.source}: no file or process leads into its namespace any more")
+    try:
+        return injector.enter(
+            Enter(
+                netns_path=path,
+                protocol=flow.protocol,
+                dst=flow.dst,
+                nonce=nonce,
+                src=flow.src,
+                sport=flow.sport,
+                dport=flow.dport,
+                size=request.size,
+                df=flow.df,
+                ttl=flow.ttl,
+                mark=flow.mark,
+                bound_device=flow.bound_device,
+                tcp_base=base,
+                identifier=nonce & 0xFFFF,
+            )
+        )
+    except UnreachableError as error:
+        return error
+
+
+def _entry(index: SnapshotIndex, inode: int) -> str | None:
+    namespace = index.namespace(inode)
+    return namespace.paths[0] if namespace is not None and namespace.paths else None
+
+
+def _listened(index: SnapshotIndex, prediction: Prediction, flow: Flow) -> tuple[int, ...]:
+    """Namespaces whose own deliveries are watched: those on a predicted path, and those that hold either address."""
+    wanted = {flow.netns}
+    for path in prediction.paths:
+        wanted.update(hop.netns.inode for hop in path.hops)
+        if path.delivery is not None:
+            wanted.add(path.delivery.netns.inode)
+    for address in (flow.dst, flow.src):
+        if address is not None:
+            wanted.update(device.netns for device in index.holders(address))
+    return tuple(sorted(wanted))
+
+
+class _Observer:
+    """Sends the probes and collects what is seen of them."""
+
+    def __init__(self, tracer: object, injector: Injector, request: TraceRequest) -> None:
+        self._tracer: object = tracer
+        self._injector = injector
+        self._request = request
+        self.events: list[Event] = []
+        self.send_errors: dict[int, int] = {}
+        self.sent_ns: dict[int, int] = {}
+        self._ended: dict[int, int] = {}
+        self._last_new = time.monotonic()
+
+    def observe(self) -> None:
+        request = self._request
+        if not request.cold:
+            self._send(0)
+            self._until({0}, time.monotonic() + min(WARM_UP_SECONDS, request.timeout))
+        due = time.monotonic()
+        for sequence in range(1, request.count + 1):
+            while (now := time.monotonic()) < due:
+                self._collect()
+                time.sleep(min(POLL_SECONDS, max(0.0, due - now)))
+            self._send(sequence)
+            due += request.interval
+        self._until(set(range(1, request.count + 1)), time.monotonic() + request.timeout)
+        self._settle()
+
+    def _send(self, sequence: int) -> None:
+        sent = self._injector.send(sequence)
+        self.sent_ns[sequence] = sent.time_ns
+        if sent.error:
+            self.send_errors[sequence] = sent.error
+            self._ended[sequence] = 2
+
+    def _collect(self) -> None:
+        self._injector.poll()
+        new = self._tracer.drain()  # type: ignore[attr-defined]
+        if not new:
+            return
+        self.events += new
+        self._last_new = time.monotonic()
+        for event in new:
+            final = event.hook == "drop" or (event.hook in DELIVERY_HOOKS and not encapsulated(event.headers))
+            if final:
+                self._ended[event.sequence] = self._ended.get(event.sequence, 0) + (2 if event.hook == "drop" else 1)
+
+    def _until(self, sequences: Iterable[int], deadline: float) -> None:
+        """Collect until each has been delivered (and answered, for a round trip) or dropped, or until the deadline."""
+        needed = 2 if self._request.round_trip else 1
+        open_ = set(sequences)
+        while open_ and time.monotonic() < deadline:
+            self._collect()
+            open_ = {number for number in open_ if self._ended.get(number, 0) < needed}
+            time.sleep(POLL_SECONDS)
+
+    def _settle(self) -> None:
+        while time.monotonic() - self._last_new < SETTLE_SECONDS:
+            self._collect()
+            time.sleep(POLL_SECONDS)
+        self._collect()
+
+
+def _trace(
+    request: TraceRequest,
+    flow: Flow,
+    journeys: tuple[Journey, ...],
+    prediction: Prediction,
+    tracer: object,
+    observer: _Observer,
+    snapshot: Snapshot,
+    index: SnapshotIndex,
+    timings: _Timings,
+) -> Trace:
+    scene = Scene(index)
+    forward = forward_paths(journeys, prediction, scene)
+    back: tuple[Path, ...] = ()
+    if request.round_trip:
+        likely = next((path for path in prediction.paths if path.outcome == "delivered"), None)
+        reply = predict_reply(snapshot, flow, likely, index=index) if likely is not None else None
+        back = return_paths(journeys, reply, scene)
+    outcomes = {path.outcome for path in forward}
+    lost = int(tracer.lost)  # type: ignore[attr-defined]
+    missing = tuple(tracer.missing_hooks)  # type: ignore[attr-defined]
+    reasons = [f"{lost} events were lost: the buffer was full"] if lost else []
+    reasons += [f"hook not available: {name}" for name in missing]
+    reasons += [f"{problem}" for problem in snapshot.problems]
+    copies = sum(journey.forward.copies for journey in journeys)
+    notes = [f"{copies} sightings of copies that a flooding bridge made are left out"] if copies else []
+    return Trace(
+        outcome=outcomes.pop() if len(outcomes) == 1 else "mixed",
+        paths=forward + back,
+        prediction=prediction,
+        completeness=Completeness(
+            verdict="PARTIAL" if lost or missing else "COMPLETE",
+            lost_events=lost,
+            missing_hooks=missing,
+            reasons=tuple(reasons),
+        ),
+        path_mtu=prediction.path_mtu,
+        probe_cost=ProbeCost(None, None),
+        round_trip_ns=summarise(_round_trips(journeys)) if request.round_trip else None,
+        sent=request.count,
+        notes=tuple(notes),
+        timings_ms=timings.ms,
+    )
+
+
+def _round_trips(journeys: Iterable[Journey]) -> list[float]:
+    """ns from a probe's first hop to its answer's arrival at the sender, of those that came back."""
+    return [
+        journey.back.end.time_ns - journey.forward.hops[0].time_ns
+        for journey in journeys
+        if journey.back is not None
+        and journey.back.end is not None
+        and journey.back.outcome == "delivered"
+        and journey.forward.hops
+    ]
+
+
+def _refused(error: UnreachableError, prediction: Prediction, scene: Scene, timings: _Timings) -> Trace:
+    """The trace of a packet that never was: the source's kernel has no way to the destination."""
+    from netpath.trace.correlate import Leg
+
+    leg = Leg(outcome="dropped", hops=(), marks=(), end=None, copies=0, send_error=error.code)
+    return Trace(
+        outcome="dropped",
+        paths=forward_paths([Journey(1, leg, None)], prediction, scene),
+        prediction=prediction,
+        completeness=Completeness("COMPLETE"),
+        path_mtu=prediction.path_mtu,
+        probe_cost=ProbeCost(None, None),
+        sent=0,
+        notes=(str(error),),
+        timings_ms=timings.ms,
+    )
+
+
+def conntrack_keys(snapshot: Snapshot, inode: int) -> tuple[FlowKey, ...]:
+    """The tuples, both directions, of the conntrack entries that a snapshot holds for a namespace."""
+    keys: list[FlowKey] = []
+    for namespace in snapshot.namespaces:
+        if namespace.inode == inode:
+            for entry in namespace.conntrack or ():
+                keys += [FlowKey(side.source, side.destination, side.sport, side.dport) for side in (entry.original, entry.reply)]
+    return tuple(keys)
