@@ -59,7 +59,11 @@ def fetch(package: str = "linux-image-amd64") -> Kernel:
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
             done = subprocess.run(
-                ["apt-get", "download", "-o", "APT::Sandbox::User=root", real], cwd=scratch, capture_output=True, text=True, check=False
+                ["apt-get", "download", "-o", "APT::Sandbox::User=root", real],
+                cwd=scratch,
+                capture_output=True,
+                text=True,
+                check=False,
             )
             archives = list(Path(scratch).glob("*.deb"))
             if done.returncode or not archives:
@@ -115,9 +119,9 @@ def module_files(kernel: Kernel, names: Iterable[str]) -> list[Path]:
         if name not in depends:
             continue  # built in
         own, below = depends[name]
-        for path in [*reversed(below), own]:
-            if path not in ordered:
-                ordered.append(path)
+        for file in [*reversed(below), own]:
+            if file not in ordered:
+                ordered.append(file)
     return ordered
 
 
