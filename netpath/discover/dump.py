@@ -200,7 +200,7 @@ def _read_node(node: _Node, prefix: str) -> _Read:
             inode = made_up
             found.problems.append(f"{name}: its inode is not in the dump; {inode} stands for it")
         by_name[name] = inode
-        namespace = _read_folder(folder, prefix, inode, row)
+        namespace = _read_folder(folder, prefix, inode, row, _rt_tables(node.files.get("rt_tables", "")))
         assumed += "rule6.json" not in folder.files
         if inode in by_inode:
             found.problems.append(f"{name}: the same namespace as {by_inode[inode].name}; only that one is kept")
@@ -256,7 +256,7 @@ def _moved(namespace: Namespace, step: int) -> Namespace:
 # One namespace
 
 
-def _read_folder(folder: _Folder, prefix: str, inode: int, row: _Row | None) -> Namespace:
+def _read_folder(folder: _Folder, prefix: str, inode: int, row: _Row | None, tables: Mapping[str, int]) -> Namespace:
     problems: list[str] = []
     files = folder.files
 
@@ -266,12 +266,13 @@ def _read_folder(folder: _Folder, prefix: str, inode: int, row: _Row | None) -> 
             problems.append(f"{name} is missing")
         return files.get(name, "")
 
+    name = prefix + _true_name(folder.name, inode, row)
     own = _inode(files.get("inode.txt"))
     if own is not None and own != inode:
         problems.append(f"inode.txt says {own}, netns.tsv {inode}; netns.tsv is taken")
     links = iproute.links(text("link.json"), problems)
     names = iproute.Names({link.name: link.ifindex for link in links})
-    names.tables.update(_rt_tables(files.get("rt_tables", "")))
+    names.tables.update(tables)
     vlans = iproute.vlans(files.get("vlan.json", ""), names, problems)
     programs = iproute.programs(files.get("bpf.json", ""), names, problems)
     links = tuple(
@@ -293,8 +294,8 @@ def _read_folder(folder: _Folder, prefix: str, inode: int, row: _Row | None) -> 
     conntrack = iproute.conntrack(files["conntrack.txt"], problems) if "conntrack.txt" in files else None
     return Namespace(
         inode=inode,
-        name=prefix + _true_name(folder.name, row),
-        names=(prefix + _true_name(folder.name, row),),
+        name=name,
+        names=(name,),
         paths=(row.file,) if row is not None and row.file is not None else (),
         pids=_pids(files.get("pids.txt", "")),
         links=links,
@@ -313,13 +314,13 @@ def _read_folder(folder: _Folder, prefix: str, inode: int, row: _Row | None) -> 
     )
 
 
-def _true_name(folder: str, row: _Row | None) -> str:
-    """iproute2's own name where the folder's had to be tidied to be one."""
+def _true_name(folder: str, inode: int, row: _Row | None) -> str:
+    """iproute2's own name where the folder's had to be tidied to be one, and the usual one of a namespace without."""
     if row is not None and row.file is not None:
         parent, _, name = row.file.rpartition("/")
         if parent in ("/run/netns", "/var/run/netns") and name:
             return name
-    return folder
+    return f"netns:{inode}" if folder == f"netns-{inode}" else folder
 
 
 def _rt_tables(text: str) -> dict[str, int]:

@@ -7,7 +7,7 @@ import ipaddress
 import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from netpath.lab import echoes
 from netpath.lab.kernel import Cancelled, Space
@@ -64,6 +64,12 @@ class Build:
         return self._spaces[name]
 
 
+def random_mac() -> str:
+    """A locally administered unicast address."""
+    first, *rest = secrets.token_bytes(6)
+    return ":".join(f"{byte:02x}" for byte in (first & 0xFC | 0x02, *rest))
+
+
 def letters(number: int) -> str:
     """0 -> a, 25 -> z, 26 -> aa."""
     text = ""
@@ -89,19 +95,14 @@ def plan_nodes_and_pods(state: State, options: Options) -> State:
                 addresses.append(str(options.pod_subnet6(number)[2 + position]))
             pods.append(Pod(short, f"node{number}", f"{state.name}-{short}", tuple(addresses)))
     spaces = (*(node.netns for node in nodes), f"{state.name}-fabric", *(pod.netns for pod in pods))
-    return _replace(state, nodes=tuple(nodes), pods=tuple(pods), namespaces=spaces)
-
-
-def _replace(state: State, **changes: object) -> State:
-    from dataclasses import replace
-
-    return replace(state, **changes)  # type: ignore[arg-type]
+    return replace(state, nodes=tuple(nodes), pods=tuple(pods), namespaces=spaces)
 
 
 def make_underlay(build: Build) -> None:
-    """The nodes, each with a device on the fabric's bridge, an address there, and a default route to a gateway that is not there."""
+    """The nodes, each with a device on the fabric's bridge, an address there, and a default route to a gateway that nobody is."""
     options = build.options
     fabric = build.space("fabric")
+    fabric.up("lo")
     fabric.link("br0", "bridge", mtu=options.underlay_mtu)
     for number, node in enumerate(build.state.nodes, start=1):
         space = build.space(node.name)
@@ -127,17 +128,17 @@ def make_bridge(build: Build, number: int, *, mtu: int) -> None:
     options = build.options
     space = build.space(f"node{number}")
     space.link(options.bridge, "bridge", mtu=mtu)
-    # An address of its own, set: else the bridge takes the lowest of its ports' and changes it as they come and go.
-    space.set(options.bridge, address=space.mac(options.bridge))
+    # An address of its own, set: else the bridge takes the lowest of its ports' and changes it as they come and go. Changing
+    # it also makes the bridge see that it has no live port yet, so that its state becomes UP, not UNKNOWN, with the first one.
+    space.set(options.bridge, address=random_mac())
     subnet = options.pod_subnet(number)
     space.address(options.bridge, ipaddress.IPv4Interface((subnet[1], 24)), broadcast=True)
     if options.ipv6:
         space.address(options.bridge, ipaddress.IPv6Interface((options.pod_subnet6(number)[1], 64)))
-    space.up(options.bridge)
 
 
 def make_pods(build: Build, number: int, *, mtu: int, cluster_route: bool) -> None:
-    """Node `number`'s pods on its bridge.
+    """Node `number`'s pods on its bridge, which is brought up when it has ports: so its state ends as UP, as on a node.
 
     `cluster_route`: the pod network by the gateway too, as Flannel's delegate configuration asks for.
     """
@@ -165,6 +166,7 @@ def make_pods(build: Build, number: int, *, mtu: int, cluster_route: bool) -> No
             if cluster_route:
                 space.route(ipaddress.IPv6Network(options.pod_network6), options.pod_device, gateway6)
             space.route("default", options.pod_device, gateway6)
+    node.up(options.bridge)
 
 
 def start_echo(build: Build) -> None:

@@ -104,7 +104,7 @@ def unmount(target: str) -> bool:
 
 
 def prepare() -> None:
-    """Make /run/netns a shared mount of its own, so that names made here are seen, and can be removed, from every mount namespace."""
+    """Make /run/netns a shared mount of its own: names made here are then seen, and removed, in every mount namespace."""
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     if not any(line.split()[4] == str(DIRECTORY) for line in Path("/proc/self/mountinfo").read_text().splitlines()):
         mount(str(DIRECTORY), str(DIRECTORY), None, _MS_BIND | _MS_REC)
@@ -112,7 +112,7 @@ def prepare() -> None:
 
 
 def create(name: str) -> int:
-    """Make a namespace called `name` and leave the calling (worker) thread in it. The descriptor returned is the caller's to close."""
+    """Make a namespace called `name` and leave the calling (worker) thread in it; the descriptor is the caller's to close."""
     path = path_of(name)
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
     unshare()

@@ -208,15 +208,15 @@ def _chain(last: Event, events: list[Event], index: SnapshotIndex) -> tuple[Even
 def _predecessor(event: Event, earlier: list[Event], index: SnapshotIndex) -> int | None:
     link = index.link(DeviceId(event.netns, event.ifindex))
     candidates = [number for number in range(len(earlier) - 1, -1, -1) if earlier[number].hook != "drop"]
-    if event.hook == "rx" and link is not None:
+    if event.hook == "rx":
+        if link is None or link.kind == "physical":
+            return _foreign_tx(candidates, earlier, event, index)
         if link.kind == "loopback":
             return _first(candidates, earlier, lambda e: e.hook == "tx" and _at(e, event.netns, link.ifindex))
         if link.kind == "veth":
             peer = link.peer
             found = _first(candidates, earlier, lambda e: e.hook == "tx" and peer == DeviceId(e.netns, e.ifindex))
             return found if found is not None else _foreign_tx(candidates, earlier, event, index)
-        if link.kind == "physical":
-            return _foreign_tx(candidates, earlier, event, index)
         return _first(candidates, earlier, lambda e: e.netns == event.netns and e.hook != "tx")
     if event.hook == "tx" and link is not None and link.master is not None:
         bridge = link.master
