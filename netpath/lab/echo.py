@@ -1,7 +1,8 @@
 """The echo server of a lab's pods: one process, sockets in every pod's namespace.
 
-Run as ``python -I echo.py``, stdlib only. It reads one JSON line from stdin, the list of namespaces to serve; opens the sockets;
-answers ``ready`` on stdout; and serves until it is ended. If stdin closes before the line came (the builder died), it ends.
+Run as ``python -I echo.py LAB``, stdlib only; the lab's name is there for ps. It reads one JSON line from stdin, the list of
+namespaces to serve; opens the sockets; answers ``ready`` on stdout; and serves until it is ended. If stdin closes before the
+line came (the builder died), it ends.
 
 UDP: every datagram goes back as it came, from the address it was sent to. TCP: everything goes back, until the client closes.
 """

@@ -19,7 +19,7 @@ def start(store: state.Store) -> None:
         for pod in store.state.pods
     ]
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(Path(__file__).with_name("echo.py"))],
+        [sys.executable, "-I", "-S", str(Path(__file__).with_name("echo.py")), store.state.name],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

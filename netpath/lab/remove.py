@@ -29,7 +29,7 @@ def remove(stored: state.State, ends: Callable[[state.State], None] | None) -> N
     store.update(status="removing")
     if ends is not None:
         ends(stored)
-    end([(process.pid, process.start_time) for process in stored.processes])
+    end([(process.pid, process.start_time) for process in stored.processes], reap=True)
     spaces = {}
     for name in stored.namespaces:
         with contextlib.suppress(OSError):
@@ -61,8 +61,11 @@ def _nsfs() -> int:
     return Path("/proc/self/ns/net").stat().st_dev
 
 
-def end(processes: Iterable[tuple[int, int]]) -> None:
-    """End processes given as (pid, start time): SIGTERM, and SIGKILL for those that stay. They are gone when this returns."""
+def end(processes: Iterable[tuple[int, int]], *, reap: bool = False) -> None:
+    """End processes given as (pid, start time): SIGTERM, and SIGKILL for those that stay. They are gone when this returns.
+
+    `reap`: collect the exit status of those that are children of this process.
+    """
     waiting: dict[int, int] = {}
     try:
         for pid, began in processes:
@@ -86,8 +89,9 @@ def end(processes: Iterable[tuple[int, int]]) -> None:
             while waiting and (left := until - time.monotonic()) > 0:
                 for descriptor, _event in poll.poll(left * 1000):
                     poll.unregister(descriptor)
-                    with contextlib.suppress(ChildProcessError):
-                        os.waitpid(waiting[descriptor], os.WNOHANG)
+                    if reap:
+                        with contextlib.suppress(ChildProcessError):
+                            os.waitpid(waiting[descriptor], os.WNOHANG)
                     del waiting[descriptor]
                     os.close(descriptor)
             if not waiting:

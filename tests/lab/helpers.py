@@ -1,0 +1,62 @@
+"""Looking at the kernel from outside the lab's own code: ip, bridge, /proc."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tests.netns import Netns
+
+
+def read(netns: str, *words: str) -> Any:
+    """The JSON that ip or bridge prints in a namespace."""
+    text = Netns(netns).run(*words)
+    return json.loads(text) if text.strip() else []
+
+
+def rules(netns: str, backend: str = "iptables-nft") -> dict[str, list[str]]:
+    """iptables-save without counters and comments: table to lines, policies of built-in chains included."""
+    tables: dict[str, list[str]] = {}
+    current: list[str] = []
+    for line in Netns(netns).run(f"{backend}-save").splitlines():
+        if line.startswith("*"):
+            current = tables.setdefault(line[1:], [])
+        elif line.startswith((":", "-A")):
+            current.append(line.partition(" [")[0] if line.startswith(":") else line)
+    return tables
+
+
+def leftovers(name: str) -> list[str]:
+    """Everything of the lab `name` that can still be found: names, documents, mounts, processes."""
+    found = [str(path) for folder in ("/run/netns", "/run/netpath/labs") for path in Path(folder).glob(f"{name}*")]
+    found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if name in line]
+    return found
+
+
+def namespaces_in_use() -> set[int]:
+    """Inodes of the network namespaces that some process is in."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/ns/net"):
+        try:
+            found.add(path.stat().st_ino)
+        except OSError:
+            continue
+    return found
+
+
+def processes(word: str) -> set[int]:
+    """Processes with `word` in their command line."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if word.encode() in path.read_bytes():
+                found.add(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def run(*words: str) -> str:
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,313 @@
+"""Up, down, and every way to end in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from netpath import lab
+from netpath.errors import NetpathError, UsageError
+from netpath.lab import state
+from tests.lab.helpers import leftovers, namespaces_in_use, processes, run
+
+pytestmark = pytest.mark.root
+
+
+def echo_pid(name: str) -> int:
+    stored = state.load(name)
+    assert stored is not None
+    return next(process.pid for process in stored.processes if process.role == "echo")
+
+
+def test_twenty_times_up_and_down_leaves_nothing(lab_name: str) -> None:
+    for _ in range(20):
+        began = time.monotonic()
+        made = lab.up("flannel-vxlan", lab_name)
+        seconds = time.monotonic() - began
+        inodes = {member.inode for member in (*made.nodes, *made.pods)}
+        assert len(inodes) == 6
+        pid = echo_pid(lab_name)
+        lab.down(lab_name)
+        assert leftovers(lab_name) == []
+        assert not inodes & namespaces_in_use()
+        assert not Path(f"/proc/{pid}").exists()
+        # Generous: the machine has other things to do.
+        assert seconds < 5
+
+
+def test_running_removes_the_lab_after_an_error() -> None:
+    name = f"npt{os.urandom(3).hex()}"
+    with pytest.raises(RuntimeError, match="in the block"), lab.running("bridge", name) as made:
+        assert [one.name for one in lab.list_labs() if one.name == name] == [name]
+        assert made.status == "up"
+        raise RuntimeError("in the block")
+    assert leftovers(name) == []
+
+
+_BUILDER = """
+import os, signal, sys
+from netpath import lab
+from netpath.lab import kernel, netns, echoes, state
+count = [0]
+def counted(function):
+    def wrapper(*args, **kwargs):
+        count[0] += 1
+        if count[0] == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return wrapper
+kernel.Space._check = counted(kernel.Space._check)
+netns.create = counted(netns.create)
+netns.unshare = counted(netns.unshare)
+netns.mount = counted(netns.mount)
+state.Store.update = counted(state.Store.update)
+state.start_time = counted(state.start_time)
+lab.up("flannel-vxlan", sys.argv[1])
+print(count[0])
+"""
+
+
+def build_and_die(name: str, step: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", _BUILDER, name, str(step)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def test_killed_at_any_step_down_removes_everything(lab_name: str) -> None:
+    """The builder kills itself with SIGKILL before its Nth step, for some N of each part of the build."""
+    whole = build_and_die(lab_name, 0)
+    assert whole.returncode == 0, whole.stderr
+    steps = int(whole.stdout)
+    lab.down(lab_name)
+    chosen = {2, 3, 4, 5, steps - 4, steps - 3, steps - 2, steps - 1, steps, *random.Random(7).sample(range(6, steps - 4), 8)}
+    for step in sorted(chosen):
+        died = build_and_die(lab_name, step)
+        assert died.returncode == -signal.SIGKILL, (step, died.stderr)
+        recorded = state.load(lab_name)
+        inodes = set()
+        if recorded is None:
+            # Before the first change nothing is on record, and nothing is there.
+            assert [path for path in leftovers(lab_name) if not path.endswith((".lock", ".new"))] == [], step
+            with lab.running("bridge", lab_name):
+                pass
+        else:
+            inodes = {path.stat().st_ino for path in Path("/run/netns").glob(f"{lab_name}-*")}
+            assert lab_name in [one.name for one in lab.list_labs()]
+            lab.down(lab_name)
+        assert leftovers(lab_name) == [], step
+        assert not inodes & namespaces_in_use(), step
+    gone(lab_name)
+
+
+def test_killed_at_random_moments(lab_name: str) -> None:
+    chance = random.Random(11)
+    for _ in range(6):
+        builder = subprocess.Popen(
+            [sys.executable, "-c", _BUILDER, lab_name, "0"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=Path(__file__).parents[2],
+        )
+        deadline = time.monotonic() + 30
+        while state.load(lab_name) is None and time.monotonic() < deadline and builder.poll() is None:
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.3))
+        builder.kill()
+        builder.wait()
+        lab.down(lab_name)
+        assert leftovers(lab_name) == []
+        gone(lab_name)
+
+
+def gone(name: str) -> None:
+    """No process has the lab's name. A server that was started and not yet recorded ends by itself when its pipe closes."""
+    deadline = time.monotonic() + 5
+    while (left := processes(name)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not left
+
+
+def test_an_interrupted_build_leaves_nothing(lab_name: str) -> None:
+    """SIGINT while the worker builds: KeyboardInterrupt comes out, after everything was removed."""
+    code = f"""
+import os, signal, sys
+from netpath import lab
+from netpath.lab import kernel
+original = kernel.Space.port
+def interrupting(self, *args, **kwargs):
+    os.kill(os.getpid(), signal.SIGINT)
+    return original(self, *args, **kwargs)
+kernel.Space.port = interrupting
+try:
+    lab.up("flannel-vxlan", {lab_name!r})
+except KeyboardInterrupt:
+    sys.exit(77)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 77, done.stderr
+    assert leftovers(lab_name) == []
+    gone(lab_name)
+
+
+def test_a_refused_build_is_one_line_and_leaves_nothing(lab_name: str) -> None:
+    # The kernel has no vxlan device of the name that the bridge already has.
+    with pytest.raises(NetpathError, match=f"lab: {lab_name}-node1: making cni0: ") as caught:
+        lab.up("flannel-vxlan", lab_name, tunnel="cni0")
+    assert "\n" not in str(caught.value)
+    assert leftovers(lab_name) == []
+
+
+def test_one_lab_of_a_name(lab_name: str) -> None:
+    lab.up("bridge", lab_name)
+    with pytest.raises(UsageError, match="is there already"):
+        lab.up("bridge", lab_name)
+    # The refusal did not hurt the one that is there.
+    assert lab.run_in(f"{lab_name}/pod1a", ["true"]) == 0
+
+
+def test_two_builders_of_one_name(lab_name: str) -> None:
+    """While one builds, another is refused; nothing of the first is touched."""
+    with state.locked(lab_name, wait=False), pytest.raises(UsageError, match="being built or removed"):
+        lab.up("bridge", lab_name)
+    assert leftovers(lab_name) == []
+
+
+def test_a_foreign_namespace_is_never_taken(lab_name: str) -> None:
+    run("ip", "netns", "add", f"{lab_name}-node2")
+    try:
+        inode = Path(f"/run/netns/{lab_name}-node2").stat().st_ino
+        with pytest.raises(UsageError, match=f"{lab_name}-node2 is there and not this lab's"):
+            lab.up("bridge", lab_name)
+        assert Path(f"/run/netns/{lab_name}-node2").stat().st_ino == inode
+    finally:
+        run("ip", "netns", "del", f"{lab_name}-node2")
+    assert leftovers(lab_name) == []
+
+
+def test_down_ends_what_runs_inside_and_nothing_else(lab_name: str) -> None:
+    made = lab.up("bridge", lab_name)
+    inside = subprocess.Popen(["nsenter", f"--net={made.pod('pod1a').path}", "sleep", "1000"])
+    outside = subprocess.Popen(["sleep", "1000"])
+    try:
+        inode = made.pod("pod1a").inode
+        deadline = time.monotonic() + 5
+        while Path(f"/proc/{inside.pid}/ns/net").stat().st_ino != inode and time.monotonic() < deadline:
+            time.sleep(0.005)
+        lab.down(lab_name)
+        assert inside.wait(timeout=5) == -signal.SIGTERM
+        assert outside.poll() is None
+    finally:
+        outside.kill()
+        outside.wait()
+
+
+def test_a_recycled_pid_is_not_ended(lab_name: str) -> None:
+    """A process that has the recorded number but started at another time is somebody else."""
+    lab.up("bridge", lab_name)
+    stranger = subprocess.Popen(["sleep", "1000"])
+    try:
+        path = Path(f"/run/netpath/labs/{lab_name}.json")
+        document = json.loads(path.read_text())
+        began = state.start_time(stranger.pid)
+        assert began is not None
+        document["processes"].append({"pid": stranger.pid, "start_time": began - 1, "role": "echo"})
+        path.write_text(json.dumps(document))
+        lab.down(lab_name)
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_unknown_names_modes_and_options(lab_name: str) -> None:
+    for call, words in (
+        (lambda: lab.down(lab_name), "no lab called"),
+        (lambda: lab.up("nonsense", lab_name), "lab mode 'nonsense': one of flannel-vxlan, flannel-hostgw, bridge"),
+        (lambda: lab.up("bridge", "../x"), "lab name"),
+        (lambda: lab.up("bridge", lab_name, colour="red"), "colour"),
+        (lambda: lab.up("bridge", lab_name, pods_per_node=0), "0 pods on a node"),
+        (lambda: lab.up("bridge", lab_name, pod_network="10.0.0.0/30"), "pod network"),
+        (lambda: lab.up("bridge", lab_name, underlay="fd00::/64"), "underlay"),
+        (lambda: lab.up("bridge", lab_name, bridge="a name"), "no name of a device"),
+        (lambda: lab.run_in(f"{lab_name}/pod1a", ["true"]), "no lab called"),
+        (lambda: lab.run_in("pod-nobody-has", ["true"]), "no node or pod called"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            call()
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert leftovers(lab_name) == []
+
+
+def test_list_tells_what_is_there(lab_name: str) -> None:
+    made = lab.up("flannel-hostgw", lab_name, pods_per_node=1)
+    (listed,) = [one for one in lab.list_labs() if one.name == lab_name]
+    assert listed == made
+    assert (listed.mode, listed.status) == ("flannel-hostgw", "up")
+    assert [pod.name for pod in listed.pods] == ["pod1a", "pod2a"]
+    assert listed.pod("pod2a").path == f"/run/netns/{lab_name}-pod2a"
+    assert listed.pod("pod2a").node == "node2"
+    assert listed.pod("pod2a").inode == Path(f"/run/netns/{lab_name}-pod2a").stat().st_ino
+
+
+def test_every_mode_says_what_is_real() -> None:
+    assert lab.MODES[0].name == "flannel-vxlan"
+    for mode in lab.MODES:
+        assert "real" in mode.real_parts and mode.summary and mode.try_commands
+        assert all("{lab}" in command for command in mode.try_commands)
+
+
+def test_run_in_passes_the_exit_code_and_enters_the_namespace(lab_name: str) -> None:
+    made = lab.up("bridge", lab_name)
+    own = Path("/proc/self/ns/net").stat().st_ino
+    assert lab.run_in(f"{lab_name}/pod1a", ["sh", "-c", "exit 7"]) == 7
+    assert lab.run_in(f"{lab_name}/node1", ["sh", "-c", "kill -9 $$"]) == 137
+    assert lab.run_in(f"{lab_name}/node1", ["/nonexistent/program"]) == 127
+    assert lab.run_in(f"{lab_name}/node1", ["/etc/passwd"]) == 126
+    for target, member in ((f"{lab_name}/pod2b", made.pod("pod2b")), (f"{lab_name}-node2", made.node("node2"))):
+        assert lab.run_in(target, ["sh", "-c", f"[ $(stat -Lc %i /proc/self/ns/net) = {member.inode} ]"]) == 0
+    assert Path("/proc/self/ns/net").stat().st_ino == own
+
+
+def test_a_short_name_in_two_labs_is_ambiguous(lab_name: str) -> None:
+    with lab.running("bridge", lab_name, pods_per_node=1), lab.running("bridge", f"{lab_name}b", pods_per_node=1):
+        with pytest.raises(UsageError) as caught:
+            lab.find("pod1a")
+        assert f"{lab_name}/pod1a" in str(caught.value) and f"{lab_name}b/pod1a" in str(caught.value)
+        assert lab.find(f"{lab_name}b/pod1a").netns == f"{lab_name}b-pod1a"
+
+
+def test_nothing_changes_in_the_machines_own_namespace(lab_name: str) -> None:
+    def own() -> tuple[str, ...]:
+        sysctls = (
+            "net.ipv4.ip_forward",
+            "net.ipv4.conf.all.forwarding",
+            "net.ipv6.conf.all.forwarding",
+            "net.ipv4.conf.all.rp_filter",
+        )
+        return (
+            run("ip", "-o", "link", "show", "type", "veth"),
+            run("ip", "-o", "link", "show", "type", "bridge"),
+            run("ip", "-o", "link", "show", "type", "vxlan"),
+            run("ip", "route"),
+            run("ip", "-6", "route"),
+            run("sysctl", "-n", *sysctls),
+            run("nft", "list", "ruleset"),
+        )
+
+    before = own()
+    with lab.running("flannel-vxlan", lab_name, ipv6=True):
+        assert own() == before
+    assert own() == before
