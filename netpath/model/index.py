@@ -1,51 +1,67 @@
-"""A Snapshot with look-ups: by inode, by device, by address, by name. Pure, built once per snapshot."""
+"""A snapshot by key: namespaces, devices, who holds an address, and which node and workload a namespace belongs to."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections import defaultdict
+from functools import lru_cache
+from typing import Any
 
 from netpath.model.path import DeviceRef, NetnsRef
 from netpath.model.snapshot import DeviceId, Link, Namespace, Snapshot
 
+_ON = ("1", "2")
 
+
+@lru_cache(maxsize=65536)
 def canonical(address: str) -> str:
-    """An address in its canonical text form; anything else comes back as it is."""
+    """An address as the kernel prints it; text that is no address comes back as it is."""
+    if ":" not in address:
+        return address
     try:
-        return str(ipaddress.ip_address(address.partition("%")[0]))
+        return str(ipaddress.IPv6Address(address.partition("%")[0]))
     except ValueError:
         return address
 
 
 def forwards(namespace: Namespace) -> bool:
-    """True when the namespace forwards IPv4 or IPv6 packets, which makes it a node."""
-    sysctls = namespace.sysctls
-    return any(
-        sysctls.get(name) == "1" for name in ("net.ipv4.ip_forward", "net.ipv4.conf.all.forwarding", "net.ipv6.conf.all.forwarding")
-    )
+    """True when the namespace routes packets for others: IPv4 or IPv6 forwarding is on somewhere in it."""
+    for name, value in namespace.sysctls.items():
+        if value.strip() not in _ON:
+            continue
+        if name == "net.ipv4.ip_forward":
+            return True
+        if name.startswith(("net.ipv4.conf.", "net.ipv6.conf.")) and name.endswith(".forwarding"):
+            part = name.split(".")[3]
+            if part not in ("default", "lo"):
+                return True
+    return False
 
 
 class SnapshotIndex:
-    """Look-ups over one Snapshot."""
+    """Look-ups into one snapshot, each built once. `prepared` is room for what others derive from the same snapshot."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
-        self._namespaces = {namespace.inode: namespace for namespace in snapshot.namespaces}
+        self.prepared: dict[Any, Any] = {}
+        self._namespaces: dict[int, Namespace] = {}
         self._links: dict[DeviceId, Link] = {}
-        self._by_name: dict[tuple[int, str], Link] = {}
-        self._holders: dict[str, list[DeviceId]] = defaultdict(list)
-        self._peers: dict[int, list[DeviceId]] = defaultdict(list)
+        self._names: dict[tuple[int, str], Link] = {}
+        self._reverse: dict[DeviceId, DeviceId] = {}
+        self._holders: dict[str, list[DeviceId]] = {}
         for namespace in snapshot.namespaces:
+            self._namespaces[namespace.inode] = namespace
             for link in namespace.links:
-                self._links[DeviceId(namespace.inode, link.ifindex)] = link
-                self._by_name[namespace.inode, link.name] = link
-                if link.kind == "veth" and link.peer is not None and link.peer.netns != namespace.inode:
-                    self._peers[namespace.inode].append(link.peer)
+                here = DeviceId(namespace.inode, link.ifindex)
+                self._links[here] = link
+                self._names[(namespace.inode, link.name)] = link
+                if link.kind == "veth" and link.peer is not None:
+                    self._reverse.setdefault(link.peer, here)
             for address in namespace.addresses:
-                self._holders[canonical(address.address)].append(DeviceId(namespace.inode, address.device))
-        self._workloads: dict[int, str] = {}
-        for workload in snapshot.workloads:
-            self._workloads.setdefault(workload.netns, workload.reference)
+                held = self._holders.setdefault(canonical(address.address), [])
+                device = DeviceId(namespace.inode, address.device)
+                if device not in held:
+                    held.append(device)
+        self._workloads = {workload.netns: workload.reference for workload in snapshot.workloads}
         self._nodes: dict[int, str | None] = {}
 
     def namespace(self, inode: int) -> Namespace | None:
@@ -55,18 +71,35 @@ class SnapshotIndex:
         return self._links.get(device)
 
     def link_by_name(self, netns: int, name: str) -> Link | None:
-        return self._by_name.get((netns, name))
+        return self._names.get((netns, name))
+
+    def peer(self, device: DeviceId) -> DeviceId | None:
+        """The other end of a veth (or what a device's `Link.peer` names), when it is in the snapshot."""
+        link = self._links.get(device)
+        if link is None:
+            return None
+        found = link.peer if link.peer is not None else (self._reverse.get(device) if link.kind == "veth" else None)
+        return found if found in self._links else None
 
     def holders(self, address: str) -> tuple[DeviceId, ...]:
-        """The devices that hold an address, in snapshot order."""
+        """All devices that hold `address`, in the order of the snapshot; several namespaces may."""
         return tuple(self._holders.get(canonical(address), ()))
 
-    def node_of(self, netns: int) -> str | None:
-        """The name of the node that a namespace belongs to.
+    def is_node(self, inode: int) -> bool:
+        """A node is a namespace that forwards.
 
-        A namespace that forwards is a node. Another one belongs to the forwarding namespace its veth pairs lead to, when they lead to
-        one only; a segment between nodes (a fabric) leads to several and stands for itself. None for a namespace that is not there.
+        Forwarding is inherited by new namespaces, so that a pod may have it switched on without being able to forward:
+        a workload, or a namespace with one device, is no node.
         """
+        namespace = self._namespaces.get(inode)
+        if namespace is None or inode in self._workloads or not forwards(namespace):
+            return False
+        devices = {link.ifindex for link in namespace.links if link.kind != "loopback"}
+        addressed = {address.device for address in namespace.addresses}
+        return len(devices) > 1 and bool(devices & addressed)
+
+    def node_of(self, netns: int) -> str | None:
+        """The name of the node that a namespace belongs to; its own where none is found. None: it isn't in the snapshot."""
         if netns not in self._nodes:
             self._nodes[netns] = self._find_node(netns)
         return self._nodes[netns]
@@ -75,22 +108,32 @@ class SnapshotIndex:
         namespace = self._namespaces.get(netns)
         if namespace is None:
             return None
-        if forwards(namespace):
+        if self.is_node(netns):
             return namespace.name
-        nodes = {peer.netns for peer in self._peers[netns] if (there := self._namespaces.get(peer.netns)) and forwards(there)}
-        if len(nodes) == 1:
-            return self._namespaces[nodes.pop()].name
+        default = {
+            nexthop.device
+            for route in namespace.routes
+            if route.destination in ("0.0.0.0/0", "::/0", "default")
+            for nexthop in route.nexthops
+        }
+        switch = any(link.kind == "bridge" for link in namespace.links)
+        if not switch:
+            for link in sorted(namespace.links, key=lambda each: (each.ifindex not in default, each.ifindex)):
+                peer = self.peer(DeviceId(netns, link.ifindex))
+                if peer is not None and peer.netns != netns and self.is_node(peer.netns):
+                    return self._namespaces[peer.netns].name
         return namespace.name
 
     def workload_of(self, netns: int) -> str | None:
-        """The reference of the workload that runs in a namespace (the first, by the snapshot's order)."""
+        """The reference of the workload that runs in a namespace (``pod:default/web``)."""
         return self._workloads.get(netns)
 
     def netns_ref(self, netns: int) -> NetnsRef:
         namespace = self._namespaces.get(netns)
-        return NetnsRef(netns, namespace.name if namespace else f"netns:{netns}")
+        return NetnsRef(netns, namespace.name if namespace is not None else f"netns:{netns}")
 
     def device_ref(self, device: DeviceId) -> DeviceRef:
-        """A device as results show it. An interface that the snapshot doesn't hold is ``?`` of kind ``unknown``."""
         link = self._links.get(device)
-        return DeviceRef(link.name, link.ifindex, link.kind) if link else DeviceRef("?", device.ifindex, "unknown")
+        if link is None:
+            return DeviceRef(f"ifindex:{device.ifindex}", device.ifindex, "unknown")
+        return DeviceRef(link.name, link.ifindex, link.kind)
