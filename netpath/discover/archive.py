@@ -36,12 +36,14 @@ class _Budget:
 
     total: int = 0
     count: int = 0
+    full: bool = False
 
     def refuses(self, name: str, size: int) -> str | None:
         """The problem line when a file of `size` bytes must not be read; None (and counted) when it may."""
         if size > MAX_FILE:
             return f"{name}: {size} bytes are more than the {MAX_FILE} that a file of a dump may have; left out"
         if self.total + size > MAX_TOTAL or self.count >= MAX_FILES:
+            self.full = True
             return f"{name}: left out, the dump is larger than {MAX_TOTAL} bytes or {MAX_FILES} files"
         self.total += size
         self.count += 1
@@ -78,6 +80,8 @@ def _read_folder(root: Path) -> Archive:
                 refused = budget.refuses(inside, place.stat().st_size)
                 if refused is not None:
                     problems.append(refused)
+                    if budget.full:
+                        return Archive(files, tuple(problems))
                     continue
                 with place.open("rb") as stream:
                     files[inside] = stream.read(MAX_FILE)
@@ -103,7 +107,7 @@ def _read_tar(place: Path) -> Archive:
                 refused = budget.refuses(name, member.size)
                 if refused is not None:
                     problems.append(refused)
-                    if budget.count >= MAX_FILES or budget.total + member.size > MAX_TOTAL:
+                    if budget.full:
                         break
                     continue
                 stream = archive.extractfile(member)

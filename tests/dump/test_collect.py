@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -20,8 +21,8 @@ pytestmark = pytest.mark.root
 
 SHELLS = {"dash": ["dash"], "busybox": ["busybox", "sh"]}
 
-# The script sees the machine as this shell shows it: only the namespaces under test in /run/netns, only this shell's processes in /proc.
-# The sleeper is a namespace without a name, as a container's is.
+# The script sees the machine as this shell shows it: only the namespaces under test in /run/netns, only this shell's processes
+# in /proc. The sleeper is a namespace without a name, as a container's is.
 CAGE = r"""
 mkdir "$OUT/netns" && mount -t tmpfs none "$OUT/netns" || exit 90
 for name in "$@"; do
@@ -116,9 +117,7 @@ def collected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         yield Collected(node, pod, inode, (folder / "stdout").read_bytes(), (folder / "stderr").read_text())
 
 
-def _listening() -> object:
-    import socket
-
+def _listening() -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.bind(("127.0.0.1", 7999))
     listener.listen()
