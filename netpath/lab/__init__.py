@@ -165,7 +165,7 @@ def up(mode: str = MODES[0].name, name: str | None = None, **options: Any) -> La
                 netns.in_thread(work, on_interrupt=build.cancel)
             store.update(status="up")
         except BaseException:
-            remove(store.state, _mode(mode).ends)
+            remove(store.state, hard=chosen.hard_end)
             raise
         return _lab(store.state)
 
@@ -180,7 +180,7 @@ def down(name: str) -> None:
         stored = state.load(name)
         if stored is None:
             raise UsageError(f"no lab called {name!r}" + (f"; there are {', '.join(state.names())}" if state.names() else ""))
-        remove(stored, next((mode.ends for mode in MODES if mode.name == stored.mode), None))
+        remove(stored, hard=any(mode.hard_end for mode in MODES if mode.name == stored.mode))
 
 
 def down_all() -> tuple[str, ...]:

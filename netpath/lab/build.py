@@ -30,8 +30,8 @@ class Mode:
     """Fill in everything that the lab is going to use. Touches nothing."""
     build: Callable[[Build], None]
     """Make it. Runs in a thread of its own."""
-    ends: Callable[[State], None] | None = None
-    """What must be done before processes and namespaces are ended (the state tells which lab)."""
+    hard_end: bool = False
+    """End its processes with SIGKILL at once: they are init processes of containers, and their supervisors would restore them."""
 
 
 class Build:

@@ -19,9 +19,9 @@ T = TypeVar("T")
 DIRECTORY = Path("/run/netns")
 
 CLONE_NEWNET = 0x40000000
-_MS_BIND = 4096
-_MS_REC = 16384
-_MS_SHARED = 1 << 20
+MS_BIND = 4096
+MS_REC = 16384
+MS_SHARED = 1 << 20
 _MNT_DETACH = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -107,8 +107,8 @@ def prepare() -> None:
     """Make /run/netns a shared mount of its own: names made here are then seen, and removed, in every mount namespace."""
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     if not any(line.split()[4] == str(DIRECTORY) for line in Path("/proc/self/mountinfo").read_text().splitlines()):
-        mount(str(DIRECTORY), str(DIRECTORY), None, _MS_BIND | _MS_REC)
-    mount("", str(DIRECTORY), None, _MS_SHARED | _MS_REC)
+        mount(str(DIRECTORY), str(DIRECTORY), None, MS_BIND | MS_REC)
+    mount("", str(DIRECTORY), None, MS_SHARED | MS_REC)
 
 
 def create(name: str) -> int:
@@ -116,7 +116,7 @@ def create(name: str) -> int:
     path = path_of(name)
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
     unshare()
-    mount("/proc/thread-self/ns/net", str(path), None, _MS_BIND)
+    mount("/proc/thread-self/ns/net", str(path), None, MS_BIND)
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 

@@ -9,7 +9,7 @@ import select
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from netpath.errors import NetpathError
@@ -23,48 +23,82 @@ _GROUP = 0x6E70
 """Interface group by which a namespace's devices are deleted in one request."""
 
 
-def remove(stored: state.State, ends: Callable[[state.State], None] | None) -> None:
-    """Remove everything that the document records, then the document. NetpathError if something stays."""
+def remove(stored: state.State, *, hard: bool) -> None:
+    """Remove everything that the document records, then the document. NetpathError if something stays.
+
+    `hard`: end processes with SIGKILL at once.
+    """
     store = state.Store(stored)
     store.update(status="removing")
-    if ends is not None:
-        ends(stored)
-    end([(process.pid, process.start_time) for process in stored.processes], reap=True)
-    spaces = {}
-    for name in stored.namespaces:
-        with contextlib.suppress(OSError):
-            if netns.path_of(name).stat().st_dev == _nsfs():
-                spaces[name] = netns.inode_of(name)
-    inodes = frozenset(spaces.values())
-    for _round in range(3):
-        inside = [
-            (pid, began)
-            for pid in netns.processes_in(inodes)
-            if pid != os.getpid() and (began := state.start_time(pid)) is not None
-        ]
-        if not inside:
-            break
-        end(inside)
+    inodes = _inodes(stored)
+    recorded = [(process.pid, process.start_time) for process in stored.processes]
+    if hard:
+        # Parents first, all at once: a supervisor must not see its child go and start another.
+        end([*recorded, *_inside(inodes)], reap=True, hard=True)
+    else:
+        end(recorded, reap=True)
+    deadline = time.monotonic() + _DEADLINE_S
+    while inside := _inside(inodes):
+        if time.monotonic() > deadline:
+            raise NetpathError(
+                f"lab {stored.name}: processes {', '.join(str(pid) for pid, _ in inside)} are still in its namespaces"
+            )
+        end(inside, hard=hard)
+    spaces = tuple(name for name in stored.namespaces if _is_namespace(netns.path_of(name)))
     if spaces:
-        netns.in_thread(lambda: _delete_devices(tuple(spaces)))
+        netns.in_thread(lambda: _delete_devices(spaces))
     for name in stored.namespaces:
         netns.remove(name)
     for folder in stored.folders:
         _remove_folder(folder)
-    left = [str(pid) for pid in netns.processes_in(inodes) if pid != os.getpid()] if inodes else []
-    if left:
-        raise NetpathError(f"lab {stored.name}: processes {', '.join(left)} are still in its namespaces")
+    for group in stored.cgroups:
+        _remove_group(group)
     state.forget(stored.name)
+
+
+def _inodes(stored: state.State) -> frozenset[int]:
+    """The lab's network namespaces: those with names, and those mounted below its folders."""
+    paths = [netns.path_of(name) for name in stored.namespaces]
+    paths += [Path(path) for folder in stored.folders for path in _mounted(folder)]
+    return frozenset(path.stat().st_ino for path in paths if _is_namespace(path))
+
+
+def _is_namespace(path: Path) -> bool:
+    try:
+        return path.stat().st_dev == _nsfs()
+    except OSError:
+        return False
+
+
+def _inside(inodes: frozenset[int]) -> list[tuple[int, int]]:
+    """Processes in these namespaces, and what descends from them, as (pid, start time); never this one."""
+    if not inodes:
+        return []
+    found = set(netns.processes_in(inodes))
+    children: dict[int, list[int]] = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                text = Path(entry.path, "stat").read_text()
+                children.setdefault(int(text[text.rindex(")") + 2 :].split()[1]), []).append(int(entry.name))
+    waiting = list(found)
+    while waiting:
+        for child in children.get(waiting.pop(), ()):
+            if child not in found:
+                found.add(child)
+                waiting.append(child)
+    found.discard(os.getpid())
+    return [(pid, began) for pid in sorted(found) if (began := state.start_time(pid)) is not None]
 
 
 def _nsfs() -> int:
     return Path("/proc/self/ns/net").stat().st_dev
 
 
-def end(processes: Iterable[tuple[int, int]], *, reap: bool = False) -> None:
+def end(processes: Iterable[tuple[int, int]], *, reap: bool = False, hard: bool = False) -> None:
     """End processes given as (pid, start time): SIGTERM, and SIGKILL for those that stay. They are gone when this returns.
 
-    `reap`: collect the exit status of those that are children of this process.
+    `reap`: collect the exit status of those that are children of this process. `hard`: no SIGTERM.
     """
     waiting: dict[int, int] = {}
     try:
@@ -78,7 +112,8 @@ def end(processes: Iterable[tuple[int, int]], *, reap: bool = False) -> None:
                 os.close(descriptor)
                 continue
             waiting[descriptor] = pid
-        for number, patience in ((signal.SIGTERM, _PATIENCE_S), (signal.SIGKILL, _DEADLINE_S)):
+        signals = ((signal.SIGTERM, _PATIENCE_S), (signal.SIGKILL, _DEADLINE_S))
+        for number, patience in signals[1:] if hard else signals:
             for descriptor in waiting:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(descriptor, number)
@@ -132,14 +167,45 @@ def _delete_devices(names: tuple[str, ...]) -> None:
                     raise NetpathError(f"lab: {name}: deleting its devices: {error}") from error
 
 
+def _mounted(folder: str) -> list[str]:
+    """Mount points at or below `folder`, the latest mounted first."""
+    points = (line.split()[4].replace("\\040", " ") for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return [point for point in points if point == folder or point.startswith(f"{folder}/")][::-1]
+
+
 def _remove_folder(folder: str) -> None:
-    """Unmount what is mounted at or below `folder`, deepest first, and delete it."""
-    mounted = [
-        path
-        for line in Path("/proc/self/mountinfo").read_text().splitlines()
-        if (path := line.split()[4].replace("\\040", " ")) == folder or path.startswith(f"{folder}/")
-    ]
-    for path in sorted(mounted, key=len, reverse=True):
-        netns.unmount(path)
+    """Unmount what is mounted at or below `folder`, and delete it."""
+    deadline = time.monotonic() + _DEADLINE_S
+    while points := _mounted(folder):
+        if time.monotonic() > deadline:
+            raise NetpathError(f"lab: {points[0]} can not be unmounted")
+        for point in points:
+            netns.unmount(point)
     if Path(folder).exists():
         shutil.rmtree(folder)
+
+
+def _remove_group(group: str) -> None:
+    """Delete a control group in every hierarchy, children first; its processes are gone already."""
+    deadline = time.monotonic() + _DEADLINE_S
+    hierarchies = [
+        fields[4]
+        for fields in (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
+        if fields[fields.index("-") + 1] in ("cgroup", "cgroup2")
+    ]
+    for hierarchy in hierarchies:
+        top = Path(hierarchy, group)
+        if not top.is_dir():
+            continue
+        for folder, _folders, _files in sorted(os.walk(top), key=lambda entry: len(entry[0]), reverse=True):
+            while True:
+                try:
+                    os.rmdir(folder)  # noqa: PTH106
+                    break
+                except FileNotFoundError:
+                    break
+                except OSError as error:
+                    # Processes that ended a moment ago are still being taken out of it.
+                    if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                        raise NetpathError(f"lab: control group {folder}: {error.strerror}") from error
+                    time.sleep(0.005)

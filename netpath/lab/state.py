@@ -74,6 +74,8 @@ class State:
     processes: tuple[Process, ...] = ()
     folders: tuple[str, ...] = ()
     """Folders that belong to the lab alone; removed with what is mounted below them."""
+    cgroups: tuple[str, ...] = ()
+    """Control groups, relative to the root of every hierarchy, that belong to the lab alone."""
     docker_sockets: tuple[str, ...] = ()
     """Docker API sockets of the lab's nodes, for discovery."""
     services: tuple[dict[str, Any], ...] = ()
@@ -124,6 +126,7 @@ def load(name: str) -> State | None:
         known["builder"] = Process(**raw["builder"]) if raw.get("builder") else None
         known["namespaces"] = tuple(raw.get("namespaces", ()))
         known["folders"] = tuple(raw.get("folders", ()))
+        known["cgroups"] = tuple(raw.get("cgroups", ()))
         known["docker_sockets"] = tuple(raw.get("docker_sockets", ()))
         known["services"] = tuple(raw.get("services", ()))
         known["nodes"] = tuple(Node(**{**node, "addresses": tuple(node["addresses"])}) for node in raw.get("nodes", ()))

@@ -1,0 +1,230 @@
+"""Docker: a real dockerd on each of two nodes, both with containers in 172.17.0.0/16.
+
+The nodes are joined as in every lab; everything behind their uplink is dockerd's own doing. Everything that dockerd and its
+children write is below the lab's folder or in mounts that only they see.
+"""
+
+from __future__ import annotations
+
+import io
+import ipaddress
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from netpath.errors import MissingError, NetpathError
+from netpath.lab import guests, netns, state
+from netpath.lab.build import Build, Mode, make_underlay, start_echo
+from netpath.lab.docker_api import Docker
+from netpath.lab.options import Options
+from netpath.lab.state import Node, Pod, State
+
+_IMAGE = "netpath/busybox"
+_START_S = 60.0
+"""How long a dockerd may take until it answers."""
+
+_APPLETS = ("sh", "sleep", "ip", "ping", "nc", "wget", "ls", "cat", "ps")
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container of the lab. `ports`: container port and protocol to host address (or all) and port."""
+
+    name: str
+    node: str
+    network: str
+    ports: tuple[tuple[str, str, int], ...] = ()
+
+
+CONTAINERS = (
+    Container("c1", "node1", "bridge", (("7070/tcp", "", 12345), ("7071/udp", "", 12346))),
+    Container("c2", "node1", "bridge"),
+    Container("c3", "node2", "bridge", (("7070/tcp", "", 12347), ("7071/udp", "", 12348))),
+    Container("c4", "node1", "appnet", (("7071/udp", "{node}", 12349),)),
+)
+"""c1 and c3 both are 172.17.0.2; c4 is in a network of its own, published on the node's address only."""
+
+_NETWORK = "172.20.0.0/16"
+
+
+def _folder(lab: State) -> Path:
+    return state.DIRECTORY / lab.name
+
+
+def _plan(lab: State, options: Options) -> State:
+    nodes = tuple(Node(f"node{number}", f"{lab.name}-node{number}", (str(options.node_address(number).ip),)) for number in (1, 2))
+    return replace(
+        lab,
+        nodes=nodes,
+        namespaces=(*(node.netns for node in nodes), f"{lab.name}-fabric"),
+        folders=(str(_folder(lab)),),
+        cgroups=tuple(f"netpath-{lab.name}-{node.name}" for node in nodes),
+        docker_sockets=tuple(str(_folder(lab) / node.name / "docker.sock") for node in nodes),
+    )
+
+
+def _tools(folder: Path, root: Path) -> Path:
+    """A folder with all that dockerd may start. Without modprobe and apparmor_parser it leaves the machine's kernel alone."""
+    tools = folder / "bin"
+    tools.mkdir()
+    for name in ("containerd", "containerd-shim-runc-v2", "runc", "docker-proxy", "docker"):
+        (tools / name).symlink_to(guests.program(root, name))
+    search = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    for name in ("iptables", "ip6tables"):
+        found = shutil.which(f"{name}-nft", path=search)
+        if found is None:
+            raise MissingError(f"lab: {name}-nft is not installed (apt-get install iptables)")
+        (tools / name).symlink_to(found)
+    for name in ("tar", "xz", "unpigz", "ps", "mount", "umount"):
+        found = shutil.which(name, path=search)
+        if found is not None:
+            (tools / name).symlink_to(found)
+    return tools
+
+
+def _image(root: Path) -> bytes:
+    """A file system with a static busybox."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for folder in ("bin", "etc", "tmp", "proc", "sys", "dev"):
+            entry = tarfile.TarInfo(folder)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(entry)
+        data = guests.program(root, "busybox").read_bytes()
+        entry = tarfile.TarInfo("bin/busybox")
+        entry.mode, entry.size = 0o755, len(data)
+        tar.addfile(entry, io.BytesIO(data))
+        for applet in _APPLETS:
+            entry = tarfile.TarInfo(f"bin/{applet}")
+            entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(entry)
+    return buffer.getvalue()
+
+
+def _start(build: Build, node: Node, root: Path, tools: Path) -> subprocess.Popen[bytes]:
+    """Start a dockerd. On record before it is told what to do."""
+    lab, folder = build.state, _folder(build.state) / node.name
+    folder.mkdir()
+    config = folder / "daemon.json"
+    config.write_text("{}")
+    argv = [
+        str(guests.program(root, "dockerd")),
+        f"--config-file={config}",
+        f"--data-root={folder / 'data'}",
+        f"--exec-root={folder / 'exec'}",
+        f"--pidfile={folder / 'pid'}",
+        f"--host=unix://{folder / 'docker.sock'}",
+        f"--cgroup-parent=netpath-{lab.name}-{node.name}",
+        "--exec-opt=native.cgroupdriver=cgroupfs",
+        "--bip=172.17.0.1/16",
+        f"--userland-proxy={'true' if build.options.userland_proxy else 'false'}",
+        f"--userland-proxy-path={tools / 'docker-proxy'}",
+        f"--mtu={build.options.underlay_mtu}",
+        "--oom-score-adjust=0",
+        "--log-level=warn",
+    ]
+    # `container` tells the daemons that AppArmor is not theirs to configure.
+    env = {"PATH": str(tools), "LD_LIBRARY_PATH": guests.libraries(root), "HOME": str(folder), "container": "netpath"}
+    request = {
+        "netns": str(netns.path_of(node.netns)),
+        "keep": str(_folder(lab)),
+        # Places that these programs write to whatever they are told: shim sockets, plugin folders, keys.
+        "hide": ["/run", "/opt", "/etc/docker", "/var/lib/containerd", "/var/lib/docker"],
+        "argv": argv,
+        "env": env,
+        "log": str(folder / "dockerd.log"),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(Path(__file__).parents[1] / "confine.py"), lab.name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=(folder / "dockerd.log").open("ab"),
+        cwd="/",
+        start_new_session=True,
+    )
+    began = state.start_time(process.pid)
+    if process.stdin is None or began is None:
+        raise NetpathError(f"lab: {node.netns}: dockerd ended at once")
+    build.store.update(processes=(*build.state.processes, state.Process(process.pid, began, f"dockerd {node.name}")))
+    process.stdin.write(json.dumps(request).encode() + b"\n")
+    process.stdin.close()
+    return process
+
+
+def _wait(build: Build, node: Node, process: subprocess.Popen[bytes]) -> Docker:
+    """Until the node's dockerd answers."""
+    folder = _folder(build.state) / node.name
+    docker = Docker(str(folder / "docker.sock"))
+    deadline = time.monotonic() + _START_S
+    while not docker.answers():
+        build.check()
+        if process.poll() is not None or time.monotonic() > deadline:
+            lines = [line for line in (folder / "dockerd.log").read_text(errors="replace").splitlines() if line.strip()]
+            what = "ended" if process.returncode is not None else f"did not answer within {_START_S:.0f} s"
+            raise NetpathError(f"lab: {node.netns}: dockerd {what}: {lines[-1] if lines else 'it said nothing'}")
+        time.sleep(0.01)
+    # It outlives us.
+    process.returncode = 0
+    return docker
+
+
+def _options(container: Container, node: Node) -> dict[str, Any]:
+    bindings = {
+        port: [{"HostIp": host.format(node=node.addresses[0]), "HostPort": str(number)}] for port, host, number in container.ports
+    }
+    return {
+        "Image": _IMAGE,
+        "Cmd": ["/bin/busybox", "sleep", "2147483647"],
+        "Hostname": container.name,
+        "ExposedPorts": {port: {} for port in bindings},
+        "HostConfig": {"PortBindings": bindings, "NetworkMode": container.network, "SecurityOpt": ["apparmor=unconfined"]},
+    }
+
+
+def _build(build: Build) -> None:
+    root = guests.fetch("docker", guests.DOCKER)
+    image = _image(root)
+    folder = _folder(build.state)
+    folder.mkdir(parents=True)
+    # Shared, so that what dockerd mounts here (container namespaces above all) is seen and removed from outside its own mounts.
+    netns.mount(str(folder), str(folder), None, netns.MS_BIND)
+    netns.mount("", str(folder), None, netns.MS_SHARED)
+    tools = _tools(folder, root)
+    make_underlay(build)
+    engines = {node.name: _start(build, node, root, tools) for node in build.state.nodes}
+    nodes = {node.name: node for node in build.state.nodes}
+    dockers = {name: _wait(build, nodes[name], process) for name, process in engines.items()}
+    for docker in dockers.values():
+        docker.load_image(_IMAGE, image)
+    dockers["node1"].network("appnet", _NETWORK)
+    pods: list[Pod] = []
+    for container in CONTAINERS:
+        build.check()
+        found = dockers[container.node].run(container.name, _options(container, nodes[container.node]))
+        settings = found["NetworkSettings"]
+        address = str(ipaddress.IPv4Address(settings["Networks"][container.network]["IPAddress"]))
+        pods.append(Pod(container.name, container.node, settings["SandboxKey"], (address,)))
+        build.store.update(pods=tuple(pods))
+    start_echo(build)
+
+
+DOCKER = Mode(
+    name="docker",
+    summary="Docker: two real dockerds, both with 172.17.0.2; published ports, NAT, docker-proxy",
+    real_parts="real dockerd, containerd, runc and docker-proxy; the containers' processes are busybox, their echo servers the lab's",
+    try_commands=(
+        "netpath trace docker:c2 192.168.50.12:12348 --udp",
+        "netpath trace docker:c1 192.168.50.11:12346 --udp",
+        "netpath lab exec {lab}/c1 -- ip addr",
+    ),
+    plan=_plan,
+    build=_build,
+    hard_end=True,
+)
