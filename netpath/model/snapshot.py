@@ -263,6 +263,8 @@ class NextHopObject:
     fdb: bool = False
     flags: tuple[str, ...] = ()
     resilient: bool = False
+    encap: str | None = None
+    """As in `NextHop`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,6 +412,8 @@ class Workload:
     netns: int
     node: str | None = None
     runtime: str | None = None
+    containers: tuple[str, ...] = ()
+    """Ids of the containers of a pod; `id` is the pod's own."""
 
 
 @dataclass(frozen=True, slots=True)
