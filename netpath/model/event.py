@@ -30,6 +30,8 @@ class Event:
     headers: Headers
     skb: int = 0
     cpu: int = 0
+    cost_ns: int = 0
+    """What recording the event cost the packet, in ns, measured at the event itself (its entry and exit left out)."""
     reason: str | None = None
     """Drops only: the name in enum skb_drop_reason, or NOT_SPECIFIED."""
     symbol: str | None = None

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from netpath import endpoints
+from netpath.ebpf.tracer import Tracer, prepare
 from netpath.errors import NetpathError, UsageError
 from netpath.model import nonce as layout
 from netpath.model.event import Event
@@ -75,7 +76,6 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
     with ExitStack() as stack:
         with timings.phase("imports"):
             from netpath import discover
-            from netpath.ebpf.tracer import Tracer, prepare
 
         workers = stack.enter_context(ThreadPoolExecutor(1))
         programs = workers.submit(prepare)
@@ -98,11 +98,12 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
             prediction = predict(snapshot, flow, index=index)
         progress("arming the probes")
         with timings.phase("programs"):
-            programs.result()
+            prepared = programs.result()
         with timings.phase("attach"):
             tracer = stack.enter_context(
                 Tracer(
                     nonce,
+                    prepared=prepared,
                     tunnel_ports=tunnel_ports(snapshot),
                     tcp_seq=base if protocol == "tcp" else None,
                     count=request.count,
@@ -222,8 +223,8 @@ def _listened(index: SnapshotIndex, prediction: Prediction, flow: Flow) -> tuple
 class _Observer:
     """Sends the probes and collects what is seen of them."""
 
-    def __init__(self, tracer: object, injector: Injector, request: TraceRequest) -> None:
-        self._tracer: object = tracer
+    def __init__(self, tracer: Tracer, injector: Injector, request: TraceRequest) -> None:
+        self._tracer = tracer
         self._injector = injector
         self._request = request
         self.events: list[Event] = []
@@ -256,7 +257,7 @@ class _Observer:
 
     def _collect(self) -> None:
         self._injector.poll()
-        new = self._tracer.drain()  # type: ignore[attr-defined]
+        new = self._tracer.drain()
         if not new:
             return
         self.events += new
@@ -287,7 +288,7 @@ def _trace(
     flow: Flow,
     journeys: tuple[Journey, ...],
     prediction: Prediction,
-    tracer: object,
+    tracer: Tracer,
     observer: _Observer,
     snapshot: Snapshot,
     index: SnapshotIndex,
@@ -301,8 +302,8 @@ def _trace(
         reply = predict_reply(snapshot, flow, likely, index=index) if likely is not None else None
         back = return_paths(journeys, reply, scene)
     outcomes = {path.outcome for path in forward}
-    lost = int(tracer.lost)  # type: ignore[attr-defined]
-    missing = tuple(tracer.missing_hooks)  # type: ignore[attr-defined]
+    lost = tracer.lost
+    missing = tracer.missing_hooks
     reasons = [f"{lost} events were lost: the buffer was full"] if lost else []
     reasons += [f"hook not available: {name}" for name in missing]
     reasons += [f"{problem}" for problem in snapshot.problems]

@@ -1,0 +1,119 @@
+"""The bpf(2) calls that netpath makes, by number, without a library. Layouts: include/uapi/linux/bpf.h.
+
+Everything made here is a file descriptor; the kernel takes it away when the last one is closed, however the process ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+
+
+MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, PROG_LOAD = 0, 1, 2, 5
+PROG_GET_NEXT_ID, MAP_GET_NEXT_ID, LINK_GET_NEXT_ID = 11, 12, 31
+RAW_TRACEPOINT_OPEN, LINK_CREATE, ENABLE_STATS = 17, 28, 32
+
+MAP_HASH, MAP_ARRAY, MAP_PERCPU_ARRAY, MAP_RINGBUF = 1, 2, 6, 27
+PROG_SCHED_CLS, PROG_KPROBE, PROG_RAW_TRACEPOINT, PROG_TRACING, PROG_NETFILTER = 3, 2, 17, 26, 32
+TRACE_RAW_TP, TRACE_FENTRY, NETFILTER_ATTACH, TCX_INGRESS = 23, 24, 45, 46
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def number() -> int:
+    """The system call's number on this architecture. Raises NotImplementedError on one that netpath doesn't know."""
+    known = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
+    machine = os.uname().machine
+    if machine not in known:
+        raise NotImplementedError(f"netpath does not know the bpf system call of {machine}")
+    return known[machine]
+
+
+def call(command: int, attributes: bytes) -> int:
+    """bpf(command, attributes): a descriptor or another result. Raises OSError."""
+    buffer = ctypes.create_string_buffer(attributes, max(len(attributes), 152))
+    result = int(_libc.syscall(number(), command, buffer, len(buffer)))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def _pointer(data: ctypes.Array[ctypes.c_char] | None) -> int:
+    return ctypes.addressof(data) if data is not None else 0
+
+
+def create_map(kind: int, key_size: int, value_size: int, entries: int, name: str) -> int:
+    attributes = struct.pack("<IIIIIII16s", kind, key_size, value_size, entries, 0, 0, 0, name.encode()[:15])
+    return call(MAP_CREATE, attributes)
+
+
+def update(map_fd: int, key: bytes, value: bytes) -> None:
+    key_buffer, value_buffer = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
+    call(MAP_UPDATE, struct.pack("<IIQQQ", map_fd, 0, _pointer(key_buffer), _pointer(value_buffer), 0))
+
+
+def lookup(map_fd: int, key: bytes, value_size: int) -> bytes:
+    key_buffer, value_buffer = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value_size)
+    call(MAP_LOOKUP, struct.pack("<IIQQQ", map_fd, 0, _pointer(key_buffer), _pointer(value_buffer), 0))
+    return value_buffer.raw
+
+
+class LoadError(OSError):
+    """The verifier refused a program; `log` is what it said."""
+
+    def __init__(self, code: int, text: str, log: str) -> None:
+        super().__init__(code, text)
+        self.log = log
+
+
+def load(kind: int, code: bytes, name: str, *, attach_type: int = 0, attach_btf_id: int = 0, log_size: int = 1 << 20) -> int:
+    """Load a program, licence GPL. Raises LoadError with the verifier's log."""
+    instructions = ctypes.create_string_buffer(code, len(code))
+    licence = ctypes.create_string_buffer(b"GPL")
+
+    def attempt(level: int, log: ctypes.Array[ctypes.c_char] | None) -> int:
+        attributes = struct.pack(
+            "<IIQQIIQII16sIIIIQIIQII",
+            kind, len(code) // 8, _pointer(instructions), _pointer(licence),
+            level, len(log) if log is not None else 0, _pointer(log),
+            0, 0, name.encode()[:15], 0, attach_type, 0, 0, 0, 0, 0, 0, attach_btf_id, 0,
+        )  # fmt: skip
+        return call(PROG_LOAD, attributes)
+
+    try:
+        return attempt(0, None)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.ENOSYS):
+            raise LoadError(error.errno, error.strerror or "", "") from error
+    log = ctypes.create_string_buffer(log_size)
+    try:
+        return attempt(1, log)
+    except OSError as error:
+        raise LoadError(error.errno or errno.EINVAL, error.strerror or "", log.value.decode(errors="replace")) from error
+
+
+def open_raw_tracepoint(program: int, name: str | None) -> int:
+    """Attach to a tracepoint; without a name to the one a BTF-typed program was loaded for."""
+    text = ctypes.create_string_buffer(name.encode()) if name is not None else None
+    return call(RAW_TRACEPOINT_OPEN, struct.pack("<QI", _pointer(text), program))
+
+
+def link_netfilter(program: int, family: int, hook: int, priority: int) -> int:
+    """Attach to a netfilter hook of the calling thread's network namespace (family 2: IPv4, 10: IPv6)."""
+    return call(LINK_CREATE, struct.pack("<IIIIIIiI", program, 0, NETFILTER_ATTACH, 0, family, hook, priority, 0))
+
+
+def ids(command: int) -> frozenset[int]:
+    """All ids of programs (PROG_GET_NEXT_ID), maps or links on the machine."""
+    found: set[int] = set()
+    current = 0
+    while True:
+        buffer = ctypes.create_string_buffer(struct.pack("<III", current, 0, 0), 152)
+        if int(_libc.syscall(number(), command, buffer, len(buffer))) < 0:
+            return frozenset(found)
+        current = struct.unpack_from("<I", buffer.raw, 4)[0]
+        found.add(current)

@@ -1,0 +1,424 @@
+"""Arms the probes for one run and hands out what they see. Everything is owned by file descriptors of this process."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from netpath.ebpf import btf as btf_module
+from netpath.ebpf import programs as programs_module
+from netpath.ebpf import records, sys
+from netpath.ebpf.headers import parse
+from netpath.ebpf.ring import Ring
+from netpath.errors import MissingError, NetpathError
+from netpath.model import nonce as layout
+from netpath.model.event import Event
+from netpath.model.packet import Ethernet, Headers, Ipv4, Udp, Vlan
+
+RING_BYTES = 1 << 20
+CLONE_NEWNET = 0x40000000
+NFPROTO = (socket.AF_INET, socket.AF_INET6)
+NF_LOCAL_IN, NF_LOCAL_OUT = 1, 3
+AFTER_ALL_RULES = 1000
+"""Priority of the delivery hook: after filtering and source NAT (100), so that only what passed counts as delivered."""
+BEFORE_ALL_RULES = -1000
+TUNNEL_KINDS = {"vxlan": 1, "ip": 2}
+ETHERNET_TYPES = (1, 772)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """One place where a probe is attached. `needed` says what a trace loses without it; empty: it can do without."""
+
+    name: str
+    program: str
+    tracepoint: str | None
+    needed: str
+
+
+TRACEPOINTS = (
+    Hook("tx", "np_tx", "net_dev_start_xmit", "no hop is seen when a device sends"),
+    Hook("rx", "np_rx", "netif_receive_skb", "no hop is seen when a device receives"),
+    Hook("drop", "np_drop", "kfree_skb", "drops are seen as losses, without a reason"),
+    Hook("socket", "np_socket", "sk_data_ready", ""),
+    Hook("tun_read", "np_tun_read", "skb_copy_datagram_iovec", ""),
+)
+NETFILTER = (
+    (Hook("local_in", "np_local_in", None, ""), NF_LOCAL_IN, AFTER_ALL_RULES),
+    (Hook("local_out", "np_local_out", None, ""), NF_LOCAL_OUT, BEFORE_ALL_RULES),
+)
+HOOK_NAMES = {1: "tx", 2: "rx", 3: "drop", 4: "socket", 5: "local_in", 6: "local_out", 7: "tun_read"}
+ROLES = {1: "probe", 2: "answer", 3: "error"}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a run needs of this kernel, read and compiled ahead of time."""
+
+    btf: btf_module.Btf
+    programs: programs_module.Programs
+    event: records.Layout
+    settings: records.Layout
+
+
+def prepare() -> Prepared:
+    """Read the kernel's types and get the programs, from the cache or from the compiler. Raises MissingError."""
+    header = programs_module.source_text("event.h")
+    kernel = btf_module.read()
+    return Prepared(
+        kernel, programs_module.prepare(kernel), records.layout(header, "np_event"), records.layout(header, "np_settings")
+    )
+
+
+class Tracer:
+    """The probes of one run. Use as a context manager; `arm` before the first probe is sent.
+
+    `nonce` marks the run's packets, `tcp_seq` is the base of its SYNs' numbers (None: no TCP), `count` the highest sequence
+    number in use. `tunnel_ports` are UDP ports behind which another packet hides (``vxlan``: RFC 7348, ``ip``: a bare IP packet).
+    `local_in` are the files of the namespaces whose deliveries are watched by a netfilter hook.
+    """
+
+    def __init__(
+        self,
+        nonce: int,
+        *,
+        prepared: Prepared,
+        tunnel_ports: Mapping[int, str],
+        tcp_seq: int | None,
+        count: int,
+        local_in: Sequence[str] = (),
+        ring_bytes: int = RING_BYTES,
+    ) -> None:
+        self._prepared = prepared
+        self._nonce = nonce
+        self._tunnel_ports = dict(tunnel_ports)
+        self._tcp_seq = tcp_seq
+        self._count = count
+        self._namespaces = tuple(local_in)
+        self._ring_bytes = ring_bytes
+        self._stack = ExitStack()
+        self._maps: dict[str, int] = {}
+        self._ring: Ring | None = None
+        self._reasons = prepared.btf.enum("skb_drop_reason")
+        self._symbols: Symbols | None = None
+        self._hooks: list[str] = []
+        self._missing: list[str] = []
+
+    def __enter__(self) -> Tracer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Detach everything. Nothing more is seen."""
+        self._stack.close()
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        """The hooks that are armed."""
+        return tuple(self._hooks)
+
+    @property
+    def missing_hooks(self) -> tuple[str, ...]:
+        """Hooks that this kernel does not offer and whose absence may change a result, each with what is lost."""
+        return tuple(self._missing)
+
+    @property
+    def lost(self) -> int:
+        """Events that did not fit into the buffer."""
+        return self._counter(1)
+
+    @property
+    def generated(self) -> int:
+        """Events that the probes had to report, those that were lost included."""
+        return self._counter(0) + self._counter(1)
+
+    def _counter(self, which: int) -> int:
+        if "counters" not in self._maps:
+            return 0
+        cpus = _possible_cpus()
+        raw = sys.lookup(self._maps["counters"], struct.pack("<I", which), 8 * cpus)
+        return sum(struct.unpack(f"<{cpus}Q", raw))
+
+    def arm(self) -> None:
+        """Load and attach. Raises MissingError when the kernel, or a privilege, does not let it."""
+        try:
+            self._create_maps()
+            self._attach_tracepoints()
+        except sys.LoadError as error:
+            raise MissingError(_load_failure(error)) from error
+        except OSError as error:
+            raise MissingError(
+                f"the kernel refused an eBPF object ({error.strerror}); CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed (run as root)"
+            ) from error
+        self._attach_netfilter()
+        if "socket" not in self._hooks and "local_in" not in self._hooks:
+            self._missing.append("delivery: neither sk_data_ready nor netfilter links; arrivals are inferred from the last hop")
+
+    def _create_maps(self) -> None:
+        sizes = self._prepared.settings.struct.size
+        for name, kind, key, value, entries in (
+            ("settings", sys.MAP_ARRAY, 4, sizes, 1),
+            ("tunnels", sys.MAP_HASH, 2, 1, 256),
+            ("counters", sys.MAP_PERCPU_ARRAY, 4, 8, 4),
+            ("events", sys.MAP_RINGBUF, 0, 0, self._ring_bytes),
+        ):
+            descriptor = sys.create_map(kind, key, value, entries, f"np_{name}")
+            self._stack.callback(os.close, descriptor)
+            self._maps[name] = descriptor
+        self._ring = Ring(self._maps["events"], self._ring_bytes)
+        self._stack.callback(self._ring.close)
+        for port, tunnel in self._tunnel_ports.items():
+            sys.update(self._maps["tunnels"], struct.pack("<H", port), bytes([TUNNEL_KINDS[tunnel]]))
+        settings = self._prepared.settings.pack(
+            {
+                "nonce": int.from_bytes(self._nonce.to_bytes(8, "big"), "little"),
+                "tcp_base": self._tcp_seq or 0,
+                "tcp_span": layout.TCP_STRIDE * (self._count + 1) if self._tcp_seq is not None else 0,
+                "tcp_stride": layout.TCP_STRIDE,
+                "last": self._check_number,
+            }
+        )
+        sys.update(self._maps["settings"], struct.pack("<I", 0), settings)
+
+    @property
+    def _check_number(self) -> int:
+        """The sequence number of the self-check's packet, beyond all probes'."""
+        return self._count + 1
+
+    def _load(self, kind: int, program: str, **how: int) -> int:
+        descriptor = sys.load(kind, self._prepared.programs.linked(program, self._maps), program, **how)
+        self._stack.callback(os.close, descriptor)
+        return descriptor
+
+    def _attach_tracepoints(self) -> None:
+        for hook in TRACEPOINTS:
+            assert hook.tracepoint is not None
+            program = self._load(sys.PROG_RAW_TRACEPOINT, hook.program)
+            try:
+                link = sys.open_raw_tracepoint(program, hook.tracepoint)
+            except FileNotFoundError:
+                if hook.needed:
+                    self._missing.append(f"{hook.name}: no tracepoint {hook.tracepoint}; {hook.needed}")
+                continue
+            self._stack.callback(os.close, link)
+            self._hooks.append(hook.name)
+
+    def _attach_netfilter(self) -> None:
+        if not self._namespaces:
+            return
+        try:
+            loaded = [
+                (hook, number, priority, self._load(sys.PROG_NETFILTER, hook.program, attach_type=sys.NETFILTER_ATTACH))
+                for hook, number, priority in NETFILTER
+            ]
+        except OSError:
+            return  # before 6.4; sk_data_ready or the last hop stand in
+        with ThreadPoolExecutor(1) as worker:
+            for path in self._namespaces:
+                for link in worker.submit(_link_in, path, loaded).result():
+                    self._stack.callback(os.close, link)
+        self._hooks += [hook.name for hook, _, _, _ in loaded]
+
+    def drain(self) -> list[Event]:
+        """All events since the last call, in the order the buffer has them. The self-check's own are left out."""
+        return [event for event in self._events() if event.sequence != self._check_number]
+
+    def _events(self) -> Iterator[Event]:
+        if self._ring is None:
+            return
+        for raw in self._ring.records():
+            yield self._decode(raw)
+
+    def _decode(self, raw: bytes) -> Event:
+        record = self._prepared.event.unpack(raw)
+        captured = record["data"][: record["captured"]]
+        headers, ip_length = parse(captured, record["l3"], record["protocol"], self._tunnel_ports)
+        if record["l3"] == 0 and captured and not headers:
+            # The drop and socket hooks know where IP starts, but not which protocol the packet was said to be.
+            guessed = 0x86DD if captured[0] >> 4 == 6 else 0x0800
+            headers, ip_length = parse(captured, 0, guessed, self._tunnel_ports)
+        headers = _with_tag(headers, record["vlan_tci"])
+        hook = HOOK_NAMES[record["hook"]]
+        reason = symbol = None
+        if hook == "drop":
+            reason = self._reasons.get(record["reason"], str(record["reason"])).removeprefix("SKB_DROP_REASON_")
+            if reason == "NOT_SPECIFIED":
+                self._symbols = self._symbols or Symbols()
+                symbol = self._symbols.name(record["location"])
+        length = record["length"] + record["ahead"]
+        if hook in ("local_in", "local_out", "socket", "drop") or record["device_type"] not in ETHERNET_TYPES:
+            length = max(
+                length if hook in ("tx", "rx") else 0, ip_length + (14 if isinstance(headers[:1] and headers[0], Ethernet) else 0)
+            )
+        return Event(
+            time_ns=record["time"],
+            hook=hook,
+            netns=record["netns"],
+            ifindex=record["ifindex"],
+            device=record["name"].partition(b"\0")[0].decode(errors="replace"),
+            sequence=record["sequence"],
+            role=ROLES[record["role"]],
+            length=length,
+            ip_length=ip_length,
+            headers=headers,
+            skb=record["skb"],
+            cpu=record["cpu"],
+            cost_ns=max(0, record["left"] - record["time"]),
+            reason=reason,
+            symbol=symbol,
+        )
+
+    def self_check(self) -> None:
+        """See a packet that is known in every field, before any reading is believed.
+
+        The packet crosses the loopback device of a network namespace that is made for it. Raises MissingError on any difference.
+        """
+        with ThreadPoolExecutor(1) as worker:
+            expected = worker.submit(_known_packet, self._nonce, self._check_number).result()
+        seen = [event for event in self._events() if event.sequence == self._check_number]
+        hops = [event for event in seen if event.hook in ("tx", "rx")]
+        for event in hops:
+            problem = expected.differs(event)
+            if problem:
+                raise MissingError(f"the probes read this kernel wrongly ({problem}); nothing they see can be trusted here")
+        if [event.hook for event in hops] != [name for name in ("tx", "rx") if name in self._hooks]:
+            found = ", ".join(event.hook for event in hops) or "nothing"
+            raise MissingError(
+                f"the probes saw {found} of a packet that crossed a loopback device; they do not work on this kernel"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPacket:
+    """What is known of the self-check's packet."""
+
+    netns: int
+    sport: int
+    dport: int
+    size: int
+    before_ns: int
+    after_ns: int
+
+    def differs(self, event: Event) -> str | None:
+        ip = next((header for header in event.headers if isinstance(header, Ipv4)), None)
+        udp = next((header for header in event.headers if isinstance(header, Udp)), None)
+        facts: tuple[tuple[str, object, object], ...] = (
+            ("namespace", event.netns, self.netns),
+            ("ifindex", event.ifindex, 1),
+            ("device name", event.device, "lo"),
+            ("IP length", event.ip_length, self.size + 28),
+            ("frame length", event.length, self.size + 42),
+            ("source", ip and ip.src, "127.0.0.1"),
+            ("ports", udp and (udp.sport, udp.dport), (self.sport, self.dport)),
+            ("time", self.before_ns <= event.time_ns <= self.after_ns, True),
+        )
+        for name, found, wanted in facts:
+            if found != wanted:
+                return f"{name} at the {event.hook} hook: {found!r} instead of {wanted!r}"
+        return None
+
+
+def _known_packet(nonce: int, sequence: int) -> KnownPacket:
+    """Send one datagram to itself in a namespace of this thread's own."""
+    import fcntl
+    import time
+
+    if _libc.unshare(CLONE_NEWNET) != 0:
+        code = ctypes.get_errno()
+        raise MissingError(f"cannot make a network namespace for the self-check: {os.strerror(code)} (run as root)")
+    inode = Path("/proc/thread-self/ns/net").stat().st_ino
+    size = 40
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        up = struct.pack("16sH14x", b"lo", 0x1 | 0x40)  # IFF_UP | IFF_RUNNING
+        fcntl.ioctl(receiver.fileno(), 0x8914, up)  # SIOCSIFFLAGS
+        receiver.bind(("127.0.0.1", 0))
+        receiver.settimeout(2)
+        sender.bind(("127.0.0.1", 0))
+        before = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        sender.sendto(layout.pack(nonce, sequence, size), receiver.getsockname())
+        try:
+            receiver.recv(100)
+        except TimeoutError as error:
+            raise NetpathError("the self-check's packet did not cross a fresh loopback device within 2 s") from error
+        after = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        return KnownPacket(inode, sender.getsockname()[1], receiver.getsockname()[1], size, before, after)
+
+
+def _with_tag(headers: Headers, tag: int) -> Headers:
+    """Put a VLAN tag that the kernel carries beside the packet where it would be on the wire."""
+    if not tag:
+        return headers
+    at = 1 if headers and isinstance(headers[0], Ethernet) else 0
+    return (*headers[:at], Vlan(tag & 0xFFF), *headers[at:])
+
+
+def _link_in(path: str, loaded: Sequence[tuple[Hook, int, int, int]]) -> list[int]:
+    """Attach to the netfilter hooks of one namespace; runs in a worker thread, which it leaves in that namespace.
+
+    A namespace that is gone by now has no deliveries to watch.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return []
+    links: list[int] = []
+    try:
+        if _libc.setns(descriptor, CLONE_NEWNET) != 0:
+            return []
+        for _, number, priority, program in loaded:
+            for family in NFPROTO:
+                with contextlib.suppress(OSError):  # no IPv6 in this kernel or namespace
+                    links.append(sys.link_netfilter(program, family, number, priority))
+    finally:
+        os.close(descriptor)
+    return links
+
+
+def _load_failure(error: sys.LoadError) -> str:
+    last = next((line for line in reversed(error.log.splitlines()) if line.strip() and not line.startswith("processed")), "")
+    detail = f": {last}" if last else ""
+    return (
+        f"the kernel refused to load an eBPF program ({error.strerror}{detail}); CAP_BPF and CAP_PERFMON are needed (run as root)"
+    )
+
+
+def _possible_cpus() -> int:
+    """How many values a per-CPU map holds for one key."""
+    last = Path("/sys/devices/system/cpu/possible").read_text().strip().replace(",", "-").rpartition("-")[2]
+    return int(last) + 1
+
+
+class Symbols:
+    """Kernel function names by address, from /proc/kallsyms. Empty when the kernel hides its addresses."""
+
+    def __init__(self) -> None:
+        found: list[tuple[int, str]] = []
+        try:
+            for line in Path("/proc/kallsyms").read_text().splitlines():
+                address, kind, name = line.split()[:3]
+                if kind in "tTwW" and int(address, 16):
+                    found.append((int(address, 16), name))
+        except (OSError, ValueError):
+            found = []
+        found.sort()
+        self._addresses = [address for address, _ in found]
+        self._names = [name for _, name in found]
+
+    def name(self, address: int) -> str | None:
+        """The function that an instruction's address lies in."""
+        import bisect
+
+        position = bisect.bisect_right(self._addresses, address) - 1
+        return self._names[position] if position >= 0 else None

@@ -1,0 +1,41 @@
+/*
+ * What every probe program writes, and what the settings are. netpath/ebpf/records.py reads the structs below out of this
+ * file, so they are declared here and nowhere else: fixed-width types, one member a line, no padding left to the compiler.
+ */
+#define NP_CAPTURE 192
+#define NP_NAME 16
+
+enum np_hook { NP_TX = 1, NP_RX = 2, NP_DROP = 3, NP_SOCKET = 4, NP_LOCAL_IN = 5, NP_LOCAL_OUT = 6, NP_TUN_READ = 7 };
+enum np_role { NP_PROBE = 1, NP_ANSWER = 2, NP_ERROR = 3 };
+
+struct np_event {
+	u64 time;          /* bpf_ktime_get_ns() on entry */
+	u64 left;          /* the same when the record was complete: what the event cost the packet, but for the entry and exit */
+	u64 skb;
+	u64 location;      /* drops: the instruction that freed it */
+	u32 netns;         /* inode */
+	u32 ifindex;
+	u32 sequence;
+	u32 length;        /* skb->len */
+	u32 reason;        /* drops: enum skb_drop_reason */
+	u32 cpu;
+	u16 device_type;   /* ARPHRD_* */
+	u16 protocol;      /* skb->protocol, host byte order */
+	u16 vlan_tci;      /* out-of-line VLAN tag; 0: none */
+	u16 captured;      /* bytes of data[] that are valid */
+	s16 l3;            /* where the outermost network header starts in data[] */
+	u16 ahead;         /* bytes of data[] that skb->len does not count (a link-layer header already pulled) */
+	u8 hook;
+	u8 role;
+	u8 spare[2];
+	u8 name[NP_NAME];
+	u8 data[NP_CAPTURE];
+};
+
+struct np_settings {
+	u64 nonce;         /* as it stands in the packet */
+	u32 tcp_base;
+	u32 tcp_span;      /* 0: no TCP probes */
+	u32 tcp_stride;
+	u32 last;          /* the highest sequence number in use */
+};

@@ -1,0 +1,1 @@
+/* Only has to be there: bcc includes it, the probes use nothing of it. */
