@@ -10,9 +10,17 @@ from typing import Any
 from tests.netns import Netns
 
 
+class Space(Netns):
+    """A namespace by its name under /run/netns, or by the absolute path of its file."""
+
+    @property
+    def path(self) -> str:
+        return str(Path("/run/netns", self.name))
+
+
 def read(netns: str, *words: str) -> Any:
     """The JSON that ip or bridge prints in a namespace."""
-    text = Netns(netns).run(*words)
+    text = Space(netns).run(*words)
     return json.loads(text) if text.strip() else []
 
 
@@ -20,7 +28,7 @@ def rules(netns: str, backend: str = "iptables-nft") -> dict[str, list[str]]:
     """iptables-save without counters and comments: table to lines, policies of built-in chains included."""
     tables: dict[str, list[str]] = {}
     current: list[str] = []
-    for line in Netns(netns).run(f"{backend}-save").splitlines():
+    for line in Space(netns).run(f"{backend}-save").splitlines():
         if line.startswith("*"):
             current = tables.setdefault(line[1:], [])
         elif line.startswith((":", "-A")):

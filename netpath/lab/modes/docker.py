@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import ipaddress
 import json
+import mmap
 import os
 import shutil
 import subprocess
@@ -65,7 +66,7 @@ def _plan(lab: State, options: Options) -> State:
         nodes=nodes,
         namespaces=(*(node.netns for node in nodes), f"{lab.name}-fabric"),
         folders=(str(_folder(lab)),),
-        cgroups=tuple(f"netpath-{lab.name}-{node.name}" for node in nodes),
+        cgroups=tuple(path for node in nodes for path in _control_groups(f"netpath-{lab.name}-{node.name}")),
         docker_sockets=tuple(str(_folder(lab) / node.name / "docker.sock") for node in nodes),
     )
 
@@ -108,12 +109,25 @@ def _image(root: Path) -> bytes:
     return buffer.getvalue()
 
 
+def _mentions(binary: Path, word: bytes) -> bool:
+    with binary.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(word) >= 0
+
+
+def _control_groups(group: str) -> tuple[str, ...]:
+    """Where runc may make `group`: below the root of each hierarchy, or below the control group of this process (cgroup v1)."""
+    own = {line.split(":", 2)[2].strip("/") for line in Path("/proc/self/cgroup").read_text().splitlines()}
+    return tuple(f"{parent}/{group}".lstrip("/") for parent in sorted({"", *own}))
+
+
 def _start(build: Build, node: Node, root: Path, tools: Path) -> subprocess.Popen[bytes]:
     """Start a dockerd. On record before it is told what to do."""
     lab, folder = build.state, _folder(build.state) / node.name
     folder.mkdir()
     config = folder / "daemon.json"
-    config.write_text("{}")
+    # Up to version 24 the daemon keeps a key, in /etc/docker unless its configuration says where. Later ones refuse the setting.
+    key = _mentions(guests.program(root, "dockerd"), b"deprecated-key-path")
+    config.write_text(json.dumps({"deprecated-key-path": str(folder / "key.json")} if key else {}))
     argv = [
         str(guests.program(root, "dockerd")),
         f"--config-file={config}",
@@ -218,7 +232,7 @@ def _build(build: Build) -> None:
 DOCKER = Mode(
     name="docker",
     summary="Docker: two real dockerds, both with 172.17.0.2; published ports, NAT, docker-proxy",
-    real_parts="real dockerd, containerd, runc and docker-proxy; the containers' processes are busybox, their echo servers the lab's",
+    real_parts="real dockerd, containerd, runc and docker-proxy; the containers run busybox, the echo servers are the lab's",
     try_commands=(
         "netpath trace docker:c2 192.168.50.12:12348 --udp",
         "netpath trace docker:c1 192.168.50.11:12346 --udp",
