@@ -16,6 +16,19 @@ KIND_INT, KIND_PTR, KIND_ARRAY, KIND_STRUCT, KIND_UNION, KIND_ENUM = 1, 2, 3, 4,
 KIND_FWD, KIND_TYPEDEF, KIND_VOLATILE, KIND_CONST, KIND_RESTRICT, KIND_FUNC = 7, 8, 9, 10, 11, 12
 KIND_FUNC_PROTO, KIND_VAR, KIND_DATASEC, KIND_FLOAT, KIND_DECL_TAG, KIND_TYPE_TAG, KIND_ENUM64 = 13, 14, 15, 16, 17, 18, 19
 
+_SIZES = {
+    KIND_INT: (4, 0),
+    KIND_ARRAY: (12, 0),
+    KIND_STRUCT: (0, 12),
+    KIND_UNION: (0, 12),
+    KIND_ENUM: (0, 8),
+    KIND_FUNC_PROTO: (0, 8),
+    KIND_VAR: (4, 0),
+    KIND_DATASEC: (0, 12),
+    KIND_DECL_TAG: (4, 0),
+    KIND_ENUM64: (0, 12),
+}
+"""Kind -> (bytes that follow the record, bytes for each of its members)."""
 _TRANSPARENT = (KIND_TYPEDEF, KIND_VOLATILE, KIND_CONST, KIND_RESTRICT, KIND_TYPE_TAG)
 
 
@@ -35,16 +48,14 @@ class Btf:
     def _scan(self, position: int, end: int) -> None:
         unpack = struct.Struct("<III").unpack_from
         starts, named, data = self._starts, self._named, self._data
-        sizes = {KIND_INT: (4, 0), KIND_ARRAY: (12, 0), KIND_STRUCT: (0, 12), KIND_UNION: (0, 12), KIND_ENUM: (0, 8),
-                 KIND_FUNC_PROTO: (0, 8), KIND_VAR: (4, 0), KIND_DATASEC: (0, 12), KIND_DECL_TAG: (4, 0), KIND_ENUM64: (0, 12)}  # fmt: skip
-        wanted = {KIND_STRUCT, KIND_UNION, KIND_ENUM, KIND_TYPEDEF, KIND_FUNC, KIND_ENUM64}
+        wanted = {KIND_STRUCT, KIND_ENUM, KIND_TYPEDEF}
         while position < end:
             name, info, _ = unpack(data, position)
             kind = info >> 24 & 0x1F
             if kind in wanted and name:
                 named.setdefault((kind, name), len(starts))
             starts.append(position)
-            fixed, each = sizes.get(kind, (0, 0))
+            fixed, each = _SIZES.get(kind, (0, 0))
             position += 12 + fixed + each * (info & 0xFFFF)
 
     def _name(self, offset: int) -> str:
@@ -76,8 +87,8 @@ class Btf:
         if kind not in (KIND_STRUCT, KIND_UNION):
             return None
         for index in range(count):
-            name, member_type, offset = struct.unpack_from("<III", self._data, position + 12 + 12 * index)
-            offset = base + (offset & 0xFFFFFF if flag else offset)
+            name, member_type, encoded = struct.unpack_from("<III", self._data, position + 12 + 12 * index)
+            offset: int = base + (encoded & 0xFFFFFF if flag else encoded)
             if name:
                 if self._name(name) == wanted:
                     return offset

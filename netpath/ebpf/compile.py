@@ -17,7 +17,10 @@ from netpath.ebpf.programs import LD_IMM64, PSEUDO_MAP_FD, SOURCE, source_folder
 
 PROGRAMS = ("np_tx", "np_rx", "np_drop", "np_socket", "np_tun_read", "np_local_in", "np_local_out")
 MAPS = ("settings", "tunnels", "counters", "events")
-NO_BCC = "bcc is not installed for this Python: apt-get install python3-bpfcc, and use the distribution's python3 (PyPI's bcc is another project)"
+NO_BCC = (
+    "bcc is not installed for this Python: apt-get install python3-bpfcc, and use the distribution's python3 "
+    "(PyPI's bcc is another project)"
+)
 
 
 def references(code: bytes, maps: dict[int, str]) -> list[tuple[int, str]]:
@@ -35,7 +38,7 @@ def references(code: bytes, maps: dict[int, str]) -> list[tuple[int, str]]:
 
 
 def whole(name: str) -> str:
-    """A source file with the headers beside it in place of their #include lines: bcc rewrites map accesses in the main file only."""
+    """A source file with the headers beside it in place of their #include lines: bcc rewrites map accesses in one file only."""
     return re.sub(r'^#include "(\w+\.h)"$', lambda found: whole(found[1]), source_text(name), flags=re.M)
 
 

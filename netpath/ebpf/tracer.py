@@ -160,7 +160,8 @@ class Tracer:
             raise MissingError(_load_failure(error)) from error
         except OSError as error:
             raise MissingError(
-                f"the kernel refused an eBPF object ({error.strerror}); CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed (run as root)"
+                f"the kernel refused an eBPF object ({error.strerror}); "
+                "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed (run as root)"
             ) from error
         self._attach_netfilter()
         if "socket" not in self._hooks and "local_in" not in self._hooks:
