@@ -85,8 +85,7 @@ def _parse(text: str) -> _Written:
     if not text or text != text.strip() or any(ord(letter) < 32 for letter in text):
         raise UsageError(f"{text!r} is not an endpoint")
     if text.startswith("["):
-        address, port = _address_and_port(text, text)
-        return _Written(None, "", address, port)
+        return _Written(None, "", *_address_and_port(text, text))
     plain = _address(text)
     if plain is not None:
         return _Written(None, "", plain, None)
@@ -103,7 +102,8 @@ def _parse(text: str) -> _Written:
     elif re.fullmatch(r"@?[0-9.]+(:\d+)?|@.*", text) and "." in text:
         raise UsageError(f"{text!r} is not an address")
     name, at, behind = rest.rpartition("@")
-    address, port = None, None
+    address: str | None = None
+    port: int | None = None
     if at:
         address, port = _address_and_port(behind, text)
     else:
