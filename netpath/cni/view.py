@@ -138,8 +138,10 @@ class NodeView:
         }
         text = netfilter.nft or ""
         # A scan and not a parse: a document of 10,000 rules takes a second to parse, and only names are wanted.
-        found.update(re.findall(r'"chain": \{"family": "\w+", "table": "[^"]*", "name": "([^"]*)"', text))
-        found.update(f"{family} {name}" for family, name in re.findall(r'"table": \{"family": "(\w+)", "name": "([^"]*)"', text))
+        found.update(re.findall(r'"chain":\s*\{"family":\s*"\w+",\s*"table":\s*"[^"]*",\s*"name":\s*"([^"]*)"', text))
+        found.update(
+            f"{family} {name}" for family, name in re.findall(r'"table":\s*\{"family":\s*"(\w+)",\s*"name":\s*"([^"]*)"', text)
+        )
         return frozenset(found)
 
     def chain(self, *prefixes: str) -> str | None:

@@ -7,7 +7,7 @@
 #
 # What is in the tar, and what was left out on purpose (the environment of containers, passwords), stands in docs/snapshot.md.
 # Needs root, a POSIX shell, nsenter (util-linux or busybox), tar, and iproute2 of 2018 or later (ip -j). What else is missing
-# (nft, iptables, ipset, conntrack, ss, docker, crictl, bpftool) is noted in the tar and told at the end.
+# (nft, iptables, ipset, conntrack, ss, ethtool, bpftool, docker, crictl) is noted in the tar and told at the end.
 
 umask 077
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin
@@ -142,39 +142,30 @@ done <"$work/sorted"
 
 # --- What is read of each namespace.
 
-# Written as one text, so that a single shell inside the namespace reads all of /proc/sys/net, which shows the namespace of its reader.
+# Written as one text, so that one shell inside the namespace reads all of /proc/sys/net, which shows the namespace of its reader.
+# By grep and not by the shell's read, which takes a byte at a time: these files give a second read nothing.
 read_sysctls='
-show() {
-    for file in "$@"; do
-        [ -r "$file" ] || continue
-        value=
-        read -r value 2>/dev/null <"$file" || [ -n "$value" ] || continue
-        name=${file#/proc/sys/}
-        case $name in
-            *.*) name=$(printf %s "$name" | tr ./ /.) ;;
-            *) name=$(IFS=/; set -f; set -- $name; IFS=.; printf %s "$*") ;;
-        esac
-        printf "%s = %s\n" "$name" "$value"
+cd /proc/sys/net/ipv4/conf || exit
+{
+    for key in accept_local arp_announce arp_filter arp_ignore bc_forwarding disable_policy disable_xfrm forwarding \
+        ignore_routes_with_linkdown proxy_arp proxy_arp_pvlan route_localnet rp_filter src_valid_mark; do
+        grep -sH "" /proc/sys/net/ipv4/conf/*/$key
     done
-}
-cd /proc/sys/net/ipv4/conf && for device in *; do
-    for key in accept_local arp_announce arp_filter arp_ignore bc_forwarding forwarding proxy_arp proxy_arp_pvlan route_localnet rp_filter src_valid_mark; do
-        show "/proc/sys/net/ipv4/conf/$device/$key"
+    for key in accept_ra disable_ipv6 disable_policy force_forwarding forwarding ignore_routes_with_linkdown proxy_ndp \
+        seg6_enabled use_oif_addrs_only; do
+        grep -sH "" /proc/sys/net/ipv6/conf/*/$key
     done
-done
-[ -d /proc/sys/net/ipv6/conf ] && cd /proc/sys/net/ipv6/conf && for device in *; do
-    for key in accept_ra disable_ipv6 forwarding proxy_ndp seg6_enabled; do
-        show "/proc/sys/net/ipv6/conf/$device/$key"
-    done
-done
-show /proc/sys/net/bridge/bridge-nf-* /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/ip_default_ttl /proc/sys/net/ipv4/ip_nonlocal_bind \
-    /proc/sys/net/ipv4/ip_local_port_range /proc/sys/net/ipv4/ip_no_pmtu_disc /proc/sys/net/ipv4/fwmark_reflect \
-    /proc/sys/net/ipv4/fib_multipath_hash_policy /proc/sys/net/ipv4/fib_multipath_use_neigh /proc/sys/net/ipv4/icmp_echo_ignore_all \
-    /proc/sys/net/ipv4/icmp_echo_ignore_broadcasts /proc/sys/net/ipv4/tcp_fwmark_accept /proc/sys/net/ipv4/tcp_l3mdev_accept \
-    /proc/sys/net/ipv4/udp_l3mdev_accept /proc/sys/net/ipv6/bindv6only /proc/sys/net/ipv6/fib_multipath_hash_policy \
-    /proc/sys/net/ipv6/icmp/echo_ignore_all /proc/sys/net/ipv6/ip_nonlocal_bind /proc/sys/net/ipv4/vs/conntrack \
-    /proc/sys/net/netfilter/nf_conntrack_count /proc/sys/net/netfilter/nf_conntrack_max /proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal \
-    /proc/sys/net/netfilter/nf_conntrack_tcp_loose
+    cd /proc/sys/net
+    grep -sH "" /proc/sys/net/bridge/bridge-nf-*
+    for key in ipv4/ip_forward ipv4/ip_default_ttl ipv4/ip_nonlocal_bind ipv4/ip_local_port_range ipv4/ip_no_pmtu_disc \
+        ipv4/ip_forward_use_pmtu ipv4/fwmark_reflect ipv4/nexthop_compat_mode ipv4/fib_multipath_hash_policy \
+        ipv4/fib_multipath_use_neigh ipv4/icmp_echo_ignore_all ipv4/tcp_l3mdev_accept ipv4/udp_l3mdev_accept \
+        ipv4/vs/conntrack ipv6/bindv6only ipv6/fib_multipath_hash_policy ipv6/icmp/echo_ignore_all \
+        ipv6/ip_nonlocal_bind ipv6/fwmark_reflect netfilter/nf_conntrack_count netfilter/nf_conntrack_max \
+        netfilter/nf_conntrack_tcp_be_liberal netfilter/nf_conntrack_tcp_loose; do
+        printf "%s\n" "/proc/sys/net/$key"
+    done | xargs grep -sH ""
+} | sed "s,^/proc/sys/,,;h;s/:.*//;y,./,/.,;G;s/\n[^:]*:/ = /"
 '
 
 inside() { nsenter -n"$path" "$@"; }
@@ -250,7 +241,8 @@ collect_namespace() {
     # Without conntrack's sysctls the module is not loaded and there is nothing to list.
     if ! inside test -e /proc/sys/net/netfilter/nf_conntrack_count; then
         : >"$root/$folder/conntrack.txt"
-    elif have conntrack && run conntrack -L -o extended 2>/dev/null | head -n "$CONNTRACK_MAX" >"$root/$folder/conntrack.txt"; then :
+    elif have conntrack && run conntrack -L -o extended >"$work/conntrack" 2>/dev/null; then
+        head -n "$CONNTRACK_MAX" "$work/conntrack" >"$root/$folder/conntrack.txt"
     elif inside test -r /proc/self/net/nf_conntrack; then
         inside head -n "$CONNTRACK_MAX" /proc/self/net/nf_conntrack >"$root/$folder/conntrack.txt"
     else
@@ -263,6 +255,11 @@ collect_namespace() {
     if have ss; then
         take ss.txt ss -H -l -n -p -t -u && run ss -H -n -p -u state established 2>/dev/null |
             sed 's/^\(udp \)\{0,1\} *\([0-9]\)/udp ESTAB \2/' >>"$root/$folder/ss.txt"
+    fi
+    if have ethtool; then
+        for device in $(sed 's/"ifname"/\n&/g' "$root/$folder/link.json" | sed -n 's/^"ifname": *"\([^"]*\)".*/\1/p'); do
+            run ethtool -k "$device" 2>/dev/null | sed -n '1p;/^tx-checksumming/p'
+        done >"$root/$folder/ethtool.txt"
     fi
     if have bpftool; then try bpf.json bpftool -j net show; fi
     printf '%s\n' "$inode" >"$root/$folder/inode.txt"

@@ -275,8 +275,14 @@ def _read_folder(folder: _Folder, prefix: str, inode: int, row: _Row | None, tab
     names.tables.update(tables)
     vlans = iproute.vlans(files.get("vlan.json", ""), names, problems)
     programs = iproute.programs(files.get("bpf.json", ""), names, problems)
+    checksums = iproute.tx_checksums(files.get("ethtool.txt", ""), names)
     links = tuple(
-        replace(link, vlans=vlans.get(link.ifindex, ()), programs=(*link.programs, *programs.get(link.ifindex, ())))
+        replace(
+            link,
+            tx_checksum_offload=checksums.get(link.ifindex),
+            vlans=vlans.get(link.ifindex, ()),
+            programs=(*link.programs, *programs.get(link.ifindex, ())),
+        )
         for link in links
     )
     addresses = iproute.addresses(text("addr.json"), names, problems)

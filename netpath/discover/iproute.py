@@ -609,12 +609,16 @@ def neighbours(
     def parse(item: dict[str, Any]) -> Iterable[Neighbour]:
         address = _address(item, "dst")
         states = _words(item, "state")
+        mac = _opt_str(item, "lladdr")
+        if states == ("NOARP",) and not proxy and (mac is None or mac[1:2] in "13579bdf" or mac == "00:00:00:00:00:00"):
+            # What the kernel keeps where nothing is resolved (multicast, broadcast, devices without ARP) decides nothing.
+            return ()
         return (
             Neighbour(
                 device=names.device(item.get("dev")),
                 family=family_of(address),
                 address=address,
-                mac=_opt_str(item, "lladdr"),
+                mac=mac,
                 state=states[0] if states else "NONE",
                 proxy=proxy or _present(item, "proxy"),
             ),
@@ -678,6 +682,18 @@ def programs(text: str, names: Names, problems: list[str], name: str = "bpf.json
 
 
 # Text
+
+
+def tx_checksums(text: str, names: Names) -> dict[int, bool]:
+    """Whether each device computes transport checksums when it sends: ``ethtool -k`` of every device, one after the other."""
+    found: dict[int, bool] = {}
+    device = None
+    for line in text.splitlines():
+        if line.startswith("Features for ") and line.endswith(":"):
+            device = names.devices.get(line[len("Features for ") : -1])
+        elif line.startswith("tx-checksumming:") and device is not None:
+            found[device] = line.split(":", 1)[1].split()[:1] == ["on"]
+    return found
 
 
 def sysctls(text: str, problems: list[str], name: str = "sysctl.txt") -> dict[str, str]:

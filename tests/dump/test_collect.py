@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import socket
 import subprocess
 import tarfile
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from netpath import discover
 from netpath.discover import dump
 from netpath.model.snapshot import DeviceId, Namespace, Snapshot
 from tests.netns import Netns, namespaces
@@ -50,6 +52,8 @@ class Collected:
     nameless: int
     tar: bytes
     stderr: str
+    live: Snapshot
+    """What discovery read of the same two namespaces, just after."""
 
     def snapshot(self, folder: Path) -> Snapshot:
         place = folder / "node.tar"
@@ -80,6 +84,8 @@ def _collect(shell: str, spaces: tuple[Netns, ...], folder: Path, arguments: str
 def collected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collected]:
     folder = tmp_path_factory.mktemp("collect")
     with namespaces(2) as (node, pod):
+        for netns in (node, pod):
+            netns.sysctl("net.ipv6.conf.default.accept_dad", 0)  # or addresses change while two readers look
         node.batch(
             "link add br0 type bridge",
             f"link add host0 type veth peer eth0 netns {pod.name}",
@@ -112,9 +118,10 @@ def collected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         listener = node.call(_listening)
         with listener:
             done = _collect(request.param, (node, pod), folder)
+            live = discover.take(only={node.inode, pod.inode})
         assert done.returncode == 0, (done, (folder / "stderr").read_text() if (folder / "stderr").exists() else "")
         inode = int((folder / "inode").read_text().split("[")[1].rstrip("]\n"))
-        yield Collected(node, pod, inode, (folder / "stdout").read_bytes(), (folder / "stderr").read_text())
+        yield Collected(node, pod, inode, (folder / "stdout").read_bytes(), (folder / "stderr").read_text(), live)
 
 
 def _listening() -> socket.socket:
@@ -167,9 +174,37 @@ def test_what_was_configured_is_read_back(collected: Collected, tmp_path: Path) 
     assert any(address == "10.77.0.77" and proxy for address, _, proxy in states)
     assert any(entry.destination == "10.77.0.2" and entry.device == links["vx.100"].ifindex for entry in node.fdb)
     assert node.sysctls["net.ipv4.ip_forward"] == "1"
+    assert node.sysctls["net.ipv4.ip_default_ttl"] == "64"
     assert node.sysctls["net.ipv4.conf.vx/100.rp_filter"] == "2"
     assert node.sockets is not None and any((s.protocol, s.address, s.port) == ("tcp", "127.0.0.1", 7999) for s in node.sockets)
     assert pod.sockets is not None and pod.conntrack is not None
+
+
+@pytest.mark.parametrize(
+    "field", ["links", "addresses", "routes", "rules", "nexthops", "neighbours", "fdb", "sockets", "xfrm_policies"]
+)
+def test_it_reads_what_discovery_reads(collected: Collected, tmp_path: Path, field: str) -> None:
+    """The node's own tools and netlink say the same of the same namespaces, item by item."""
+    dumped = collected.snapshot(tmp_path)
+    for netns in (collected.node, collected.pod):
+        ours, theirs = getattr(_named(dumped, netns), field), getattr(_named(collected.live, netns), field)
+        assert _comparable(ours) == _comparable(theirs)
+
+
+def _comparable(items: object) -> object:
+    """In any order; without what the cage hides (the listener's process) and what a node may lack a tool for (ethtool)."""
+    if not isinstance(items, tuple):
+        return items
+    hidden = ("process=", "pid=", *(() if shutil.which("ethtool") else ("tx_checksum_offload=",)))
+    return sorted(", ".join(part for part in repr(item).split(", ") if not part.startswith(hidden)) for item in items)
+
+
+def test_its_settings_are_those_of_discovery(collected: Collected, tmp_path: Path) -> None:
+    dumped = collected.snapshot(tmp_path)
+    for netns in (collected.node, collected.pod):
+        ours, theirs = _named(dumped, netns).sysctls, _named(collected.live, netns).sysctls
+        steady = set(theirs) - {"net.netfilter.nf_conntrack_count"}
+        assert {name: ours.get(name) for name in steady} == {name: theirs[name] for name in steady}
 
 
 def test_all_rulesets_are_read(collected: Collected, tmp_path: Path) -> None:
