@@ -629,7 +629,7 @@ def neighbours(
 
 def fdb(text: str, names: Names, problems: list[str], name: str = "fdb.json") -> tuple[FdbEntry, ...]:
     def parse(item: dict[str, Any]) -> Iterable[FdbEntry]:
-        via = item.get("via")
+        via = item.get("viaIf", item.get("via"))
         return (
             FdbEntry(
                 device=names.device(item.get("ifname")),

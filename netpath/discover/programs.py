@@ -81,7 +81,7 @@ def _filters_at(netlink: Netlink, ifindex: int, parent: int, hook: str, *, class
         if kind == "bpf":
             found.append(Program(hook, number(options[11]) if 11 in options else None, text(options.get(7, b"")) or "bpf"))
             continue
-        if kind == "u32" and 1 in options and 7 not in options and 5 not in options:
+        if kind == "u32" and 4 in options:
             continue  # a hash table of u32's
         actions = _actions(options.get(_ACTIONS.get(kind, -1)))
         if actions or not classify_only:
