@@ -121,6 +121,7 @@ def make_underlay(build: Build) -> None:
         if options.ipv6:
             space.route("default", options.uplink, options.gateway6)
     fabric.up("br0")
+    fabric.settle(*(f"port{number}" for number in range(1, len(build.state.nodes) + 1)), "br0")
 
 
 def make_bridge(build: Build, number: int, *, mtu: int) -> None:
@@ -145,11 +146,13 @@ def make_pods(build: Build, number: int, *, mtu: int, cluster_route: bool) -> No
     options = build.options
     node = build.space(f"node{number}")
     subnet = options.pod_subnet(number)
+    ports = []
     for pod in (pod for pod in build.state.pods if pod.node == f"node{number}"):
         space = build.space(pod.name)
         # The container runtime runs the loopback plugin.
         space.up("lo")
         host = f"veth{secrets.token_hex(4)}"
+        ports.append(host)
         # Made from the pod's side with queue length 0, as the plugin does (containernetworking/plugins, pkg/ip/link_linux.go).
         space.veth(options.pod_device, host, node, mtu=mtu, queue=0)
         node.up(host)
@@ -167,6 +170,7 @@ def make_pods(build: Build, number: int, *, mtu: int, cluster_route: bool) -> No
                 space.route(ipaddress.IPv6Network(options.pod_network6), options.pod_device, gateway6)
             space.route("default", options.pod_device, gateway6)
     node.up(options.bridge)
+    node.settle(*ports, options.bridge)
 
 
 def start_echo(build: Build) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import fcntl
 import ipaddress
 import os
 import shutil
 import socket
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +27,8 @@ _NTF_SELF = 0x02
 _NUD_PERMANENT = 0x80
 _RTNH_F_ONLINK = 4
 _IFA_F_NODAD = 0x02
+_SIOCETHTOOL = 0x8946
+_ETHTOOL_GLINK = 0x0A
 
 
 class Cancelled(Exception):
@@ -130,6 +135,22 @@ class Space:
     def up(self, *devices: str) -> None:
         for device in devices:
             self.set(device, state="up")
+
+    def settle(self, *devices: str) -> None:
+        """Make the kernel act on a change of these devices' carrier now.
+
+        Otherwise it may take a second until their operational state follows (net/core/link_watch.c). Asking a device for its
+        link is what makes it catch up (net/ethtool/ioctl.c, ethtool_op_get_link). Ports before their bridge.
+        """
+        self._check()
+        netns.enter(self.descriptor)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for device in devices:
+                answer = ctypes.create_string_buffer(struct.pack("=II", _ETHTOOL_GLINK, 0))
+                request = struct.pack("16sP", device.encode(), ctypes.addressof(answer))
+                # Not every device can be asked; those that can't need no catching up.
+                with contextlib.suppress(OSError):
+                    fcntl.ioctl(sock, _SIOCETHTOOL, request)
 
     def port(self, device: str, bridge: str, *, hairpin: bool = False) -> None:
         """Make `device` a port of `bridge`."""

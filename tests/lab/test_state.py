@@ -86,7 +86,9 @@ def check_pods(made: Lab, mtu: int) -> None:
             assert (data["state"], data["hairpin"], data["learning"], data["flood"]) == ("forwarding", True, True, True)
             assert (port["mtu"], port.get("txqlen", 0), port["promiscuity"]) == (mtu, 0, 1)
         bridge = on_node["cni0"]
-        assert bridge["mtu"] == mtu
+        # Not some time later: a bridge whose state lags looks as if it were down.
+        assert (bridge["mtu"], bridge["operstate"]) == (mtu, "UP")
+        assert "NO-CARRIER" not in bridge["flags"]
         data = bridge["linkinfo"]["info_data"]
         assert (data["stp_state"], data["vlan_filtering"], data["ageing_time"], data["nf_call_iptables"]) == (0, 0, 30000, 0)
         assert addresses(node.netns)["cni0"] == [(f"10.244.{number}.1", 24, f"10.244.{number}.255")]
@@ -108,7 +110,8 @@ def check_pods(made: Lab, mtu: int) -> None:
 
 def check_fabric(made: Lab) -> None:
     fabric = links(f"{made.name}-fabric")
-    assert fabric["br0"]["mtu"] == 1500 and fabric["br0"]["linkinfo"]["info_kind"] == "bridge"
+    assert (fabric["br0"]["mtu"], fabric["br0"]["operstate"]) == (1500, "UP")
+    assert fabric["br0"]["linkinfo"]["info_kind"] == "bridge"
     ports = [link for link in fabric.values() if link.get("master") == "br0"]
     assert [port["linkinfo"]["info_slave_data"]["hairpin"] for port in ports] == [False, False]
     assert {link["ifname"] for link in fabric.values()} == {"lo", "br0", *(port["ifname"] for port in ports)}

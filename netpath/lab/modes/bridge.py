@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from netpath.lab import services
 from netpath.lab.build import Build, Mode, make_bridge, make_pods, make_underlay, plan_nodes_and_pods, start_echo
 from netpath.lab.modes.flannel import make_host_routes
 
@@ -14,6 +15,7 @@ def _build(build: Build) -> None:
     for number in range(1, options.nodes + 1):
         make_bridge(build, number, mtu=mtu)
         make_pods(build, number, mtu=mtu, cluster_route=False)
+    services.make(build)
     start_echo(build)
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from netpath.errors import MissingError, NetpathError
+from netpath.errors import MissingError, NetpathError, UsageError
 from netpath.lab import guests, netns, state
 from netpath.lab.build import Build, Mode, make_underlay, start_echo
 from netpath.lab.docker_api import Docker
@@ -60,6 +60,8 @@ def _folder(lab: State) -> Path:
 
 
 def _plan(lab: State, options: Options) -> State:
+    if options.services is not None or options.nodes != 2:
+        raise UsageError("lab docker: always two nodes, and no services")
     nodes = tuple(Node(f"node{number}", f"{lab.name}-node{number}", (str(options.node_address(number).ip),)) for number in (1, 2))
     return replace(
         lab,

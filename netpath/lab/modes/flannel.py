@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 
+from netpath.lab import services
 from netpath.lab.build import Build, Mode, make_bridge, make_pods, make_underlay, plan_nodes_and_pods, start_echo
 
 _OVERHEAD = 50
@@ -106,6 +107,8 @@ def _build_vxlan(build: Build) -> None:
     for number in range(1, options.nodes + 1):
         make_bridge(build, number, mtu=mtu)
         make_pods(build, number, mtu=mtu, cluster_route=True)
+    # Before flanneld's: a node whose kube-proxy starts later has its jumps in front all the same, as it inserts them.
+    services.make(build)
     make_masquerade(build)
     start_echo(build)
 
@@ -130,6 +133,8 @@ def _build_hostgw(build: Build) -> None:
     for number in range(1, options.nodes + 1):
         make_bridge(build, number, mtu=mtu)
         make_pods(build, number, mtu=mtu, cluster_route=True)
+    # Before flanneld's: a node whose kube-proxy starts later has its jumps in front all the same, as it inserts them.
+    services.make(build)
     make_masquerade(build)
     start_echo(build)
 
