@@ -94,6 +94,39 @@ def take(*, only: Collection[int] | None = None, conntrack_for: Flow | None = No
     )
 
 
+def with_conntrack(snapshot: Snapshot, flow: Flow) -> Snapshot:
+    """A snapshot just taken, with the conntrack entries of a flow that it had to be taken for to be known.
+
+    Raises MissingError as `take` does; namespaces that are gone since keep what they had, and a problem line says so.
+    """
+    namespaces.require_privileges()
+    raw: dict[int, list[bytes]] = {}
+    problems: list[str] = []
+    with ThreadPoolExecutor(_READERS, "netpath-conntrack") as pool:
+        pending = {
+            each.inode: (each, pool.submit(_conntrack, namespaces.Found(each.inode, paths=list(each.paths))))
+            for each in snapshot.namespaces
+        }
+        for inode, (each, future) in pending.items():
+            try:
+                raw[inode] = future.result()
+            except namespaces.Vanished:
+                problems.append(f"the network namespace {each.name} vanished before its conntrack entries were read")
+            except OSError as error:
+                problems.append(f"conntrack entries of {each.name} could not be read: {error.strerror or error}")
+    entries = conntrack.of_flow(raw, flow)
+    return replace(
+        snapshot,
+        namespaces=tuple(replace(each, conntrack=entries.get(each.inode, each.conntrack)) for each in snapshot.namespaces),
+        problems=(*snapshot.problems, *problems),
+    )
+
+
+def _conntrack(namespace: namespaces.Found) -> list[bytes]:
+    namespaces.enter(namespace)
+    return conntrack.dump()
+
+
 def _read(namespace: namespaces.Found, others: dict[int, namespaces.Found], *, with_conntrack: bool) -> one.Read:
     """In a thread of the pool, which moves from namespace to namespace and ends with the reading."""
     namespaces.enter(namespace)

@@ -208,11 +208,14 @@ def test_neighbours_and_fdb_equal_what_iproute2_says(furnished: tuple[Netns, Net
 
 def test_sysctls_equal_the_files(furnished: tuple[Netns, Netns]) -> None:
     a, _ = furnished
-    for name, value in (("net.ipv4.conf.br0.rp_filter", 2), ("net.ipv4.conf.br0.accept_local", 1), ("net.ipv4.conf.br0.arp_ignore", 3),
-                        ("net.ipv4.conf.br0.disable_policy", 1), ("net.ipv4.conf.br0.route_localnet", 1),
-                        ("net.ipv6.conf.br0.proxy_ndp", 1), ("net.ipv6.conf.br0.accept_ra", 2), ("net.ipv6.conf.br0.disable_policy", 1),
-                        ("net.ipv6.conf.br0.use_oif_addrs_only", 1), ("net.ipv4.ip_default_ttl", 63)):  # fmt: skip
-        a.sysctl(name, value)
+    changed = {
+        "ipv4": {"rp_filter": 2, "accept_local": 1, "arp_ignore": 3, "disable_policy": 1, "route_localnet": 1, "src_valid_mark": 1},
+        "ipv6": {"proxy_ndp": 1, "accept_ra": 2, "disable_policy": 1, "use_oif_addrs_only": 1, "disable_ipv6": 1},
+    }
+    for family, values in changed.items():
+        for setting, value in values.items():
+            a.sysctl(f"net.{family}.conf.br0.{setting}", value)
+    a.sysctl("net.ipv4.ip_default_ttl", 63)
     got = of(read(a), a).sysctls
     assert got["net.ipv4.conf.br0.rp_filter"] == "2"
     assert "net.ipv4.conf.up/7.forwarding" in got
@@ -270,9 +273,8 @@ def test_rulesets_are_what_the_tools_print() -> None:
             "ip6tables-nft", "-A", "FORWARD", "-p", "tcp", "--dport", "80", "-m", "comment", "--comment", 'a "b" ü', "-j", "DROP"
         )
         legacy.run("iptables-legacy", "-A", "INPUT", "-p", "udp", "-j", "REJECT")
-        native.run(
-            "nft", "add table inet t; add chain inet t c { type filter hook input priority 0; }; add rule inet t c udp dport 9 drop"
-        )
+        native.run("nft", "add table inet t; add chain inet t c { type filter hook input priority 0; }")
+        native.run("nft", "add rule inet t c udp dport 9 drop")
         snapshot = read(xt, legacy, native)
         got = of(snapshot, xt).netfilter
         assert got is not None and got.unread == ()
@@ -378,7 +380,10 @@ def test_conntrack_entries_of_the_flow_only() -> None:
             snapshot = read(a, b, conntrack_for=Flow(a.inode, "10.9.0.2", "udp", dport=53))
             other = read(a, b, conntrack_for=Flow(a.inode, "10.9.0.99", "udp", dport=53))
             none = read(a, b)
+            late = discover.with_conntrack(none, Flow(a.inode, "10.9.0.2", "udp", dport=53))
         found = [of(each, b).conntrack for each in (snapshot, other, none)]
+        assert replace(late, taken_at="", namespaces=()) == replace(none, taken_at="", namespaces=())
+        assert len(of(late, b).conntrack or ()) == 1
     (entry,) = found[0] or ()
     assert (entry.protocol, entry.family, entry.flags) == ("udp", 4, ("unreplied",))
     assert (entry.original.sport, entry.original.dport, entry.reply.sport) == (4444, 53, 5353)
