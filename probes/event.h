@@ -38,4 +38,5 @@ struct np_settings {
 	u32 tcp_span;      /* 0: no TCP probes */
 	u32 tcp_stride;
 	u32 last;          /* the highest sequence number in use */
+	u64 zero;          /* always 0, which the verifier can't know: see walk.h */
 };

@@ -35,6 +35,7 @@ static __always_inline int report(u64 skb, u64 start, u32 layer, u64 dev, u64 ne
 	set = settings.lookup(&zero);
 	if (!set || !set->nonce)
 		return 0;
+	dev += set->zero; /* see walk.h */
 	length = READ(u32, skb, OFF_sk_buff_len);
 	head = READ(u64, skb, OFF_sk_buff_head);
 	data = READ(u64, skb, OFF_sk_buff_data);

@@ -27,7 +27,8 @@ class Layout:
         return dict(zip(self.names, self.struct.unpack_from(data), strict=True))
 
     def pack(self, values: Mapping[str, Any]) -> bytes:
-        return self.struct.pack(*(values[name] for name in self.names))
+        """The struct's bytes; a number that `values` leaves out is 0."""
+        return self.struct.pack(*(values.get(name, 0) for name in self.names))
 
 
 def layout(header: str, name: str) -> Layout:
