@@ -286,7 +286,10 @@ def _reference(snapshot: Snapshot, namespace: Namespace) -> str:
 
 
 def _workload(snapshot: Snapshot, namespace: Namespace) -> str | None:
-    return next((each.reference for each in snapshot.workloads if each.netns == namespace.inode), None)
+    # A container that shares its node's namespace (node is where its daemon runs) does not give its name to the node.
+    return next(
+        (each.reference for each in snapshot.workloads if each.netns == namespace.inode and each.node != namespace.name), None
+    )
 
 
 def _listed(candidates: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -63,6 +64,8 @@ def take(*, only: Collection[int] | None = None, conntrack_for: Flow | None = No
                 problems.append(f"the network namespace {_title(chosen[inode])} vanished while it was to be read")
             except OSError as error:
                 problems.append(f"the network namespace {_title(chosen[inode])} could not be read: {error.strerror or error}")
+            except (ValueError, struct.error) as error:
+                problems.append(f"the network namespace {_title(chosen[inode])}: the kernel's answer is not understood: {error}")
     owners = sockets.owners((inode for read in reads.values() for _, inode in read.held), found.processes)
     entries = {}
     if conntrack_for is not None:

@@ -44,7 +44,10 @@ def read(found: Found, others: Mapping[int, Found], *, with_conntrack: bool) -> 
             return function()
         except OSError as error:
             if error.errno not in _ABSENT:
-                problems.append(f"{what} could not be read: {error.strerror}")
+                problems.append(f"{what} could not be read: {error.strerror or error}")
+            return default
+        except (ValueError, struct.error) as error:
+            problems.append(f"{what} could not be read: the kernel's answer is not understood: {error}")
             return default
 
     with Netlink(NETLINK_ROUTE) as route:
