@@ -13,6 +13,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from netpath import cni
 from netpath.discover import dump
 from netpath.errors import UsageError
 from netpath.model.snapshot import Snapshot
@@ -60,6 +61,7 @@ def _check(snapshot: Snapshot | None) -> None:
         for entry in namespace.fdb:
             assert (namespace.inode, entry.device) in devices
     assert all("\n" not in line for line in snapshot.problems)
+    cni.recognise(snapshot)
 
 
 CASE = st.sampled_from(recordings.CASES)
