@@ -351,7 +351,7 @@ def _service(written: _Written, snapshot: Snapshot, role: Role, text: str) -> En
     return Endpoint(None, address, written.port, None, text)
 
 
-_CLUSTER_IP = re.compile(r'^-A KUBE-(?:SERVICES|REJECT\S*) .*-d ([0-9a-f.:]+)/(?:32|128) .*--comment "([^\s":]+/[^\s":]+)(?::\S*)? (?:cluster IP|has no endpoints)"', re.MULTILINE)  # fmt: skip  # noqa: E501
+_CLUSTER_IP = re.compile(r'^(?:\[\d+:\d+\] )?-A KUBE-(?:SERVICES|REJECT\S*) .*-d ([0-9a-f.:]+)/(?:32|128) .*--comment "([^\s":]+/[^\s":]+)(?::\S*)? (?:cluster IP|has no endpoints)"', re.MULTILINE)  # fmt: skip  # noqa: E501
 _SERVICE_CHAIN = re.compile(r"service-[A-Z0-9]+-([^/]+/[^/]+)/")
 
 
@@ -365,14 +365,17 @@ def _services(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
             continue
         for ruleset in namespace.netfilter.xtables:
             for match in _CLUSTER_IP.finditer(ruleset.text):
-                yield match.group(2), str(ipaddress.ip_address(match.group(1)))
+                known = _address(match.group(1))
+                if known is not None:
+                    yield match.group(2), known
         if namespace.netfilter.nft and "kube-proxy" in namespace.netfilter.nft:
             yield from _nft_services(namespace.netfilter.nft)
 
 
 def _service_objects(text: str) -> Iterator[tuple[str, str]]:
     for item in _items(_json(text)):
-        metadata, spec = item.get("metadata"), item.get("spec")
+        # As the API serves it, or with the metadata's keys beside spec.
+        metadata, spec = item.get("metadata", item), item.get("spec")
         if not isinstance(metadata, dict) or not isinstance(spec, dict):
             continue
         addresses = spec.get("clusterIPs") or [spec.get("clusterIP")]

@@ -161,12 +161,13 @@ def test_the_primary_address_is_that_of_the_default_route() -> None:
 
 
 IPTABLES = """*nat
--A KUBE-SERVICES -d 10.96.0.10/32 -p udp -m comment --comment "kube-system/kube-dns:dns cluster IP" -m udp --dport 53 -j KUBE-SVC-X
+[13:780] -A KUBE-SERVICES ! -s 10.244.0.0/16 -d 10.96.0.10/32 -p udp -m comment --comment "kube-system/kube-dns:dns cluster IP" -j X
 -A KUBE-SERVICES -d fd96::a/128 -p tcp -m comment --comment "default/six cluster IP" -m tcp --dport 53 -j KUBE-SVC-Y
 COMMIT
 """
 NFT = json.dumps({"nftables": [{"map": {"name": "service-ips", "table": "kube-proxy", "elem": [
     [{"concat": ["10.96.0.20", "tcp", 80]}, {"goto": {"target": "service-ABC234-shop/cart/tcp/http"}}]]}}]})  # fmt: skip
+FLAT = json.dumps([{"name": "flat", "spec": {"clusterIP": "10.96.0.40"}}])
 OBJECTS = json.dumps(
     {"items": [{"metadata": {"namespace": "ns", "name": "both"}, "spec": {"clusterIPs": ["10.96.0.30", "fd96::30"]}}]}
 )
@@ -179,13 +180,15 @@ OBJECTS = json.dumps(
         ("svc:default/six", "fd96::a", None),
         ("svc:shop/cart:80", "10.96.0.20", 80),
         ("svc:ns/both", "10.96.0.30", None),
+        ("svc:default/flat", "10.96.0.40", None),
         ("svc:ns/both@fd96::30", "fd96::30", None),
     ],
 )
 def test_services_are_found_in_rules_and_objects(text: str, address: str, port: int | None) -> None:
     netfilter = Netfilter((Xtables(4, "nft", IPTABLES),), NFT)
     snapshot = Snapshot(
-        (Namespace(1, "n", netfilter=netfilter), Namespace(2, "m", netfilter=None)), files={"n/services.json": OBJECTS}
+        (Namespace(1, "n", netfilter=netfilter), Namespace(2, "m", netfilter=None)),
+        files={"n/services.json": OBJECTS, "services.json": FLAT},
     )
     got = resolve(text, snapshot, "destination")
     assert (got.netns, got.address, got.port) == (None, address, port)
