@@ -5,11 +5,16 @@ Format: Documentation/bpf/btf.rst. One pass indexes the types by name; members a
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
+from typing import Any
 
+from netpath.ebpf import cache
 from netpath.errors import MissingError
 
+FORMAT = 1
+"""Of what is kept in the cache; another number makes old files meaningless."""
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
 KIND_INT, KIND_PTR, KIND_ARRAY, KIND_STRUCT, KIND_UNION, KIND_ENUM = 1, 2, 3, 4, 5, 6
@@ -48,7 +53,7 @@ class Btf:
     def _scan(self, position: int, end: int) -> None:
         unpack = struct.Struct("<III").unpack_from
         starts, named, data = self._starts, self._named, self._data
-        wanted = {KIND_STRUCT, KIND_ENUM, KIND_TYPEDEF}
+        wanted = {KIND_STRUCT, KIND_ENUM, KIND_TYPEDEF, KIND_FUNC}
         while position < end:
             name, info, _ = unpack(data, position)
             kind = info >> 24 & 0x1F
@@ -112,12 +117,80 @@ class Btf:
         pairs = (struct.unpack_from("<Ii", self._data, position + 12 + 8 * index) for index in range(count))
         return {value: self._name(text) for text, value in pairs}
 
+    def keep(self) -> None:
+        """Keep the answers given so far for the next run, where there is a place for that."""
 
-def read(path: Path = VMLINUX) -> Btf:
-    """The running kernel's BTF. Raises MissingError when the kernel has none."""
+
+class Remembered(Btf):
+    """A kernel's types by answers given before; the types themselves are read when there is a question without one.
+
+    Raises MissingError, from the question, when they must be read and can't be.
+    """
+
+    def __init__(self, path: Path) -> None:  # the base's fields stay unset: every question goes to the answers or to `_whole`
+        self._path = path
+        self._types: Btf | None = None
+        self._key = cache.key(FORMAT, *_identity(path))
+        kept = cache.load("btf", self._key)
+        known = kept if isinstance(kept, dict) else {}
+        self._known: dict[str, Any] = dict(known)
+        self._asked: dict[str, Any] = dict(known)
+
+    @property
+    def _whole(self) -> Btf:
+        if self._types is None:
+            self._types = load(self._path)
+        return self._types
+
+    def find(self, kind: int, name: str) -> int | None:
+        question = f"find {kind} {name}"
+        if question not in self._asked:
+            self._asked[question] = self._whole.find(kind, name)
+        answer: int | None = self._asked[question]
+        return answer
+
+    def bits(self, struct_name: str, member: str) -> int | None:
+        question = f"bits {struct_name} {member}"
+        if question not in self._asked:
+            self._asked[question] = self._whole.bits(struct_name, member)
+        answer: int | None = self._asked[question]
+        return answer
+
+    def enum(self, name: str) -> dict[int, str]:
+        question = f"enum {name}"
+        if question not in self._asked:
+            self._asked[question] = [[value, text] for value, text in self._whole.enum(name).items()]
+        return {int(value): str(text) for value, text in self._asked[question]}
+
+    def keep(self) -> None:
+        if self._asked != self._known:
+            cache.store("btf", self._key, self._asked)
+            self._known = dict(self._asked)
+
+
+def _identity(path: Path) -> tuple[str, ...]:
+    """What tells one kernel build from another: its name and its build id (and the size of its types)."""
+    name = os.uname()
+    try:
+        notes = Path("/sys/kernel/notes").read_bytes().hex()
+        size = path.stat().st_size
+    except OSError:
+        notes, size = "", -1
+    return str(path), name.release, name.version, name.machine, notes, str(size)
+
+
+def load(path: Path = VMLINUX) -> Btf:
+    """A kernel's types, read now. Raises MissingError when there are none."""
     try:
         return Btf(path.read_bytes())
     except OSError as error:
         raise MissingError(
             f"{path}: {error.strerror}; netpath needs a kernel with BTF (CONFIG_DEBUG_INFO_BTF), as all current distributions build"
         ) from error
+
+
+def read(path: Path = VMLINUX) -> Btf:
+    """The running kernel's types, from the cache as far as they were asked for before. Raises MissingError when there are none."""
+    if not path.exists():
+        return load(path)
+    return Remembered(path)

@@ -6,19 +6,17 @@ nothing: bytecode depends on the C source and on this kernel's offsets, both par
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import stat
 import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from netpath import __version__
+from netpath.ebpf import cache
 from netpath.ebpf.btf import Btf
 from netpath.errors import MissingError, NetpathError
 
@@ -95,6 +93,9 @@ def defines(btf: Btf) -> dict[str, int]:
                 "this kernel's struct sk_buff says nowhere whether a VLAN tag is present; netpath cannot read packets on it"
             )
         values["OFF_sk_buff_vlan_present"], values["MASK_sk_buff_vlan_present"] = bit // 8, 1 << bit % 8
+    # Asked for here although only drops need it: the kernel's types are then read at most once, and all answers kept together.
+    btf.enum("skb_drop_reason")
+    btf.keep()
     return values
 
 
@@ -103,12 +104,12 @@ def prepare(btf: Btf) -> Programs:
     flags = [f"-D{name}={value}" for name, value in sorted(defines(btf).items())]
     texts = {name: source_text(name) for name in (*HEADERS, SOURCE)}
     texts["compile.py"] = (Path(__file__).parent / "compile.py").read_text()
-    key = hashlib.sha256(json.dumps([__version__, os.uname().machine, flags, texts]).encode()).hexdigest()
-    kept = _cached(key)
+    key = cache.key(__version__, os.uname().machine, flags, texts)
+    kept = cache.load("programs", key)
     if kept is not None:
         return _programs(kept, compiled=False)
     document = _compile(flags)
-    _keep(key, document)
+    cache.store("programs", key, document)
     return _programs(document, compiled=True)
 
 
@@ -131,52 +132,3 @@ def _compile(flags: list[str]) -> dict[str, dict[str, object]]:
         raise NetpathError(f"the probe programs did not compile: {errors[0].strip() if errors else 'no message'}")
     document: dict[str, dict[str, object]] = json.loads(done.stdout)
     return document
-
-
-def cache_folder() -> Path | None:
-    """Where compiled programs are kept: ours alone to write, or nowhere (None)."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    folder = (
-        Path(base) / "netpath" if base else (Path("/var/cache/netpath") if os.geteuid() == 0 else Path.home() / ".cache/netpath")
-    )
-    try:
-        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        found = folder.stat()
-    except OSError:
-        return None
-    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return None
-    return folder
-
-
-def _cached(key: str) -> dict[str, dict[str, object]] | None:
-    folder = cache_folder()
-    if folder is None:
-        return None
-    try:
-        path = folder / f"programs-{key[:32]}.json"
-        if path.stat().st_uid != os.geteuid():
-            return None
-        document = json.loads(path.read_text())
-        if document["key"] != key or document["digest"] != _digest(document["programs"]):
-            return None
-        programs: dict[str, dict[str, object]] = document["programs"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return programs
-
-
-def _digest(programs: object) -> str:
-    return hashlib.sha256(json.dumps(programs, sort_keys=True).encode()).hexdigest()
-
-
-def _keep(key: str, programs: Mapping[str, Mapping[str, object]]) -> None:
-    folder = cache_folder()
-    if folder is None:
-        return
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as scratch:
-            json.dump({"key": key, "digest": _digest(programs), "programs": programs}, scratch)
-        Path(scratch.name).replace(folder / f"programs-{key[:32]}.json")
-    except OSError:
-        return
