@@ -351,7 +351,11 @@ def _service(written: _Written, snapshot: Snapshot, role: Role, text: str) -> En
     return Endpoint(None, address, written.port, None, text)
 
 
-_CLUSTER_IP = re.compile(r'^(?:\[\d+:\d+\] )?-A KUBE-(?:SERVICES|REJECT\S*) .*-d ([0-9a-f.:]+)/(?:32|128) .*--comment "([^\s":]+/[^\s":]+)(?::\S*)? (?:cluster IP|has no endpoints)"', re.MULTILINE)  # fmt: skip  # noqa: E501
+_CLUSTER_IP = re.compile(
+    r"^(?:\[\d+:\d+\] )?-A KUBE-(?:SERVICES|REJECT\S*) .*-d ([0-9a-f.:]+)/(?:32|128) "
+    r'.*--comment "([^\s":]+/[^\s":]+)(?::\S*)? (?:cluster IP|has no endpoints)"',
+    re.MULTILINE,
+)
 _SERVICE_CHAIN = re.compile(r"service-[A-Z0-9]+-([^/]+/[^/]+)/")
 
 
