@@ -79,7 +79,7 @@ def load(kind: int, code: bytes, name: str, *, attach_type: int = 0, attach_btf_
             "<IIQQIIQII16sIIIIQIIQII",
             kind, len(code) // 8, _pointer(instructions), _pointer(licence),
             level, len(log) if log is not None else 0, _pointer(log),
-            0, 0, name.encode()[:15], 0, attach_type, 0, 0, 0, 0, 0, 0, attach_btf_id, 0,
+            0, 0, name.encode()[:15], 0, attach_type, 0, 0, 0, 0, 0, 0, 0, attach_btf_id,
         )  # fmt: skip
         return call(PROG_LOAD, attributes)
 

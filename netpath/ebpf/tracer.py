@@ -81,38 +81,23 @@ def prepare() -> Prepared:
 
 
 class Tracer:
-    """The probes of one run. Use as a context manager; `arm` before the first probe is sent.
+    """The probes of one run, as a context manager: `load` ahead of time, then `arm` before the first packet is sent.
 
-    `nonce` marks the run's packets, `tcp_seq` is the base of its SYNs' numbers (None: no TCP), `count` the highest sequence
-    number in use. `tunnel_ports` are UDP ports behind which another packet hides (``vxlan``: RFC 7348, ``ip``: a bare IP packet).
-    `local_in` are the files of the namespaces whose deliveries are watched by a netfilter hook.
+    `ring_bytes` is the event buffer's size: a power of two, a multiple of the page.
     """
 
-    def __init__(
-        self,
-        nonce: int,
-        *,
-        prepared: Prepared,
-        tunnel_ports: Mapping[int, str],
-        tcp_seq: int | None,
-        count: int,
-        local_in: Sequence[str] = (),
-        ring_bytes: int = RING_BYTES,
-    ) -> None:
-        self._prepared = prepared
-        self._nonce = nonce
-        self._tunnel_ports = dict(tunnel_ports)
-        self._tcp_seq = tcp_seq
-        self._count = count
-        self._namespaces = tuple(local_in)
+    def __init__(self, *, ring_bytes: int = RING_BYTES) -> None:
         self._ring_bytes = ring_bytes
         self._stack = ExitStack()
         self._maps: dict[str, int] = {}
+        self._loaded: dict[str, int] = {}
         self._ring: Ring | None = None
-        self._reasons = prepared.btf.enum("skb_drop_reason")
         self._symbols: Symbols | None = None
         self._hooks: list[str] = []
         self._missing: list[str] = []
+        self._tunnel_ports: dict[int, str] = {}
+        self._nonce = 0
+        self._check_number = 0
 
     def __enter__(self) -> Tracer:
         return self
@@ -151,11 +136,17 @@ class Tracer:
         raw = sys.lookup(self._maps["counters"], struct.pack("<I", which), 8 * cpus)
         return sum(struct.unpack(f"<{cpus}Q", raw))
 
-    def arm(self) -> None:
-        """Load and attach. Raises MissingError when the kernel, or a privilege, does not let it."""
+    def load(self, prepared: Prepared | None = None) -> None:
+        """Make the maps and load the programs; nothing is attached yet. Raises MissingError when the kernel does not let us.
+
+        Most of the time goes to the kernel's verifier, which needs no Python: call it from another thread.
+        """
+        self._prepared = prepared or prepare()
+        self._reasons = self._prepared.btf.enum("skb_drop_reason")
         try:
             self._create_maps()
-            self._attach_tracepoints()
+            for hook in TRACEPOINTS:
+                self._loaded[hook.name] = self._load(sys.PROG_RAW_TRACEPOINT, hook.program)
         except sys.LoadError as error:
             raise MissingError(_load_failure(error)) from error
         except OSError as error:
@@ -163,14 +154,41 @@ class Tracer:
                 f"the kernel refused an eBPF object ({error.strerror}); "
                 "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed (run as root)"
             ) from error
-        self._attach_netfilter()
+        for hook, _, _ in NETFILTER:
+            with contextlib.suppress(OSError):  # before 6.4; sk_data_ready or the last hop stand in
+                self._loaded[hook.name] = self._load(sys.PROG_NETFILTER, hook.program, attach_type=sys.NETFILTER_ATTACH)
+
+    def arm(
+        self, nonce: int, *, count: int, tunnel_ports: Mapping[int, str], tcp_base: int | None = None, listen_in: Sequence[str] = ()
+    ) -> None:
+        """Attach. From here on every packet that carries `nonce` and a sequence number up to `count` is reported.
+
+        `tcp_base` is the base of the SYNs' numbers (None: no TCP). `tunnel_ports` are UDP ports behind which another packet hides
+        (``vxlan``: RFC 7348, ``ip``: a bare IP packet). `listen_in` are the files of the namespaces whose deliveries are watched by
+        a netfilter hook; one that is gone by now is passed over. Raises MissingError.
+        """
+        self._nonce, self._tunnel_ports = nonce, dict(tunnel_ports)
+        self._check_number = count + 1
+        for port, tunnel in tunnel_ports.items():
+            sys.update(self._maps["tunnels"], struct.pack("<H", port), bytes([TUNNEL_KINDS[tunnel]]))
+        settings = self._prepared.settings.pack(
+            {
+                "nonce": int.from_bytes(nonce.to_bytes(8, "big"), "little"),
+                "tcp_base": tcp_base or 0,
+                "tcp_span": layout.TCP_STRIDE * (count + 1) if tcp_base is not None else 0,
+                "tcp_stride": layout.TCP_STRIDE,
+                "last": self._check_number,
+            }
+        )
+        sys.update(self._maps["settings"], struct.pack("<I", 0), settings)
+        self._attach_tracepoints()
+        self._attach_netfilter(listen_in)
         if "socket" not in self._hooks and "local_in" not in self._hooks:
             self._missing.append("delivery: neither sk_data_ready nor netfilter links; arrivals are inferred from the last hop")
 
     def _create_maps(self) -> None:
-        sizes = self._prepared.settings.struct.size
         for name, kind, key, value, entries in (
-            ("settings", sys.MAP_ARRAY, 4, sizes, 1),
+            ("settings", sys.MAP_ARRAY, 4, self._prepared.settings.struct.size, 1),
             ("tunnels", sys.MAP_HASH, 2, 1, 256),
             ("counters", sys.MAP_PERCPU_ARRAY, 4, 8, 4),
             ("events", sys.MAP_RINGBUF, 0, 0, self._ring_bytes),
@@ -180,23 +198,6 @@ class Tracer:
             self._maps[name] = descriptor
         self._ring = Ring(self._maps["events"], self._ring_bytes)
         self._stack.callback(self._ring.close)
-        for port, tunnel in self._tunnel_ports.items():
-            sys.update(self._maps["tunnels"], struct.pack("<H", port), bytes([TUNNEL_KINDS[tunnel]]))
-        settings = self._prepared.settings.pack(
-            {
-                "nonce": int.from_bytes(self._nonce.to_bytes(8, "big"), "little"),
-                "tcp_base": self._tcp_seq or 0,
-                "tcp_span": layout.TCP_STRIDE * (self._count + 1) if self._tcp_seq is not None else 0,
-                "tcp_stride": layout.TCP_STRIDE,
-                "last": self._check_number,
-            }
-        )
-        sys.update(self._maps["settings"], struct.pack("<I", 0), settings)
-
-    @property
-    def _check_number(self) -> int:
-        """The sequence number of the self-check's packet, beyond all probes'."""
-        return self._count + 1
 
     def _load(self, kind: int, program: str, **how: int) -> int:
         descriptor = sys.load(kind, self._prepared.programs.linked(program, self._maps), program, **how)
@@ -206,31 +207,24 @@ class Tracer:
     def _attach_tracepoints(self) -> None:
         for hook in TRACEPOINTS:
             assert hook.tracepoint is not None
-            program = self._load(sys.PROG_RAW_TRACEPOINT, hook.program)
             try:
-                link = sys.open_raw_tracepoint(program, hook.tracepoint)
-            except FileNotFoundError:
+                link = sys.open_raw_tracepoint(self._loaded[hook.name], hook.tracepoint)
+            except OSError as error:
                 if hook.needed:
-                    self._missing.append(f"{hook.name}: no tracepoint {hook.tracepoint}; {hook.needed}")
+                    self._missing.append(f"{hook.name}: tracepoint {hook.tracepoint}: {error.strerror}; {hook.needed}")
                 continue
             self._stack.callback(os.close, link)
             self._hooks.append(hook.name)
 
-    def _attach_netfilter(self) -> None:
-        if not self._namespaces:
+    def _attach_netfilter(self, paths: Sequence[str]) -> None:
+        loaded = [(self._loaded[hook.name], number, priority) for hook, number, priority in NETFILTER if hook.name in self._loaded]
+        if not loaded or not paths:
             return
-        try:
-            loaded = [
-                (hook, number, priority, self._load(sys.PROG_NETFILTER, hook.program, attach_type=sys.NETFILTER_ATTACH))
-                for hook, number, priority in NETFILTER
-            ]
-        except OSError:
-            return  # before 6.4; sk_data_ready or the last hop stand in
-        with ThreadPoolExecutor(1) as worker:
-            for path in self._namespaces:
+        for path in paths:
+            with ThreadPoolExecutor(1) as worker:
                 for link in worker.submit(_link_in, path, loaded).result():
                     self._stack.callback(os.close, link)
-        self._hooks += [hook.name for hook, _, _, _ in loaded]
+        self._hooks += [hook.name for hook, _, _ in NETFILTER if hook.name in self._loaded]
 
     def drain(self) -> list[Event]:
         """All events since the last call, in the order the buffer has them. The self-check's own are left out."""
@@ -365,8 +359,8 @@ def _with_tag(headers: Headers, tag: int) -> Headers:
     return (*headers[:at], Vlan(tag & 0xFFF), *headers[at:])
 
 
-def _link_in(path: str, loaded: Sequence[tuple[Hook, int, int, int]]) -> list[int]:
-    """Attach to the netfilter hooks of one namespace; runs in a worker thread, which it leaves in that namespace.
+def _link_in(path: str, loaded: Sequence[tuple[int, int, int]]) -> list[int]:
+    """Attach (program, hook, priority) to the netfilter hooks of one namespace; its thread stays in that namespace and must end.
 
     A namespace that is gone by now has no deliveries to watch.
     """
@@ -378,7 +372,7 @@ def _link_in(path: str, loaded: Sequence[tuple[Hook, int, int, int]]) -> list[in
     try:
         if _libc.setns(descriptor, CLONE_NEWNET) != 0:
             return []
-        for _, number, priority, program in loaded:
+        for program, number, priority in loaded:
             for family in NFPROTO:
                 with contextlib.suppress(OSError):  # no IPv6 in this kernel or namespace
                     links.append(sys.link_netfilter(program, family, number, priority))

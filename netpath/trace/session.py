@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from netpath import endpoints
-from netpath.ebpf.tracer import Tracer, prepare
+from netpath.ebpf.tracer import Tracer
 from netpath.errors import NetpathError, UsageError
 from netpath.model import nonce as layout
 from netpath.model.event import Event
@@ -71,14 +71,16 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
     Raises UsageError (endpoints, ports, sizes), MissingError (privileges, kernel features, bcc) and NetpathError. A packet
     that does not arrive is no error: the trace says where it ended.
     """
-    protocol = _protocol(request)
+    protocol = chosen_protocol(request)
     timings = _Timings()
     with ExitStack() as stack:
         with timings.phase("imports"):
             from netpath import discover
 
+        # The worker is waited for before the tracer it loads is closed.
+        tracer = stack.enter_context(Tracer())
         workers = stack.enter_context(ThreadPoolExecutor(1))
-        programs = workers.submit(prepare)
+        loading = workers.submit(tracer.load)
         injector = stack.enter_context(Injector())
         if protocol != "udp":
             injector.preload()
@@ -98,19 +100,15 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
             prediction = predict(snapshot, flow, index=index)
         progress("arming the probes")
         with timings.phase("programs"):
-            prepared = programs.result()
+            loading.result()
         with timings.phase("attach"):
-            tracer = stack.enter_context(
-                Tracer(
-                    nonce,
-                    prepared=prepared,
-                    tunnel_ports=tunnel_ports(snapshot),
-                    tcp_seq=base if protocol == "tcp" else None,
-                    count=request.count,
-                    local_in=[path for inode in _listened(index, prediction, flow) if (path := _entry(index, inode))],
-                )
+            tracer.arm(
+                nonce,
+                count=request.count,
+                tunnel_ports=tunnel_ports(snapshot),
+                tcp_base=base if protocol == "tcp" else None,
+                listen_in=[path for inode in _listened(index, prediction, flow) if (path := _entry(index, inode))],
             )
-            tracer.arm()
         with timings.phase("self-check"):
             tracer.self_check()
         progress(f"sending {request.count} probes")
@@ -122,7 +120,8 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
     return TraceRun(trace, snapshot, index, flow, source, destination)
 
 
-def _protocol(request: TraceRequest) -> str:
+def chosen_protocol(request: TraceRequest) -> str:
+    """The asked protocol, or what the presence of a port implies. Raises UsageError for a destination that is no endpoint."""
     if request.protocol is not None:
         return request.protocol
     return "tcp" if endpoints.has_port(request.destination) else "icmp"

@@ -1,0 +1,56 @@
+"""netpath snapshot"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from netpath.errors import UsageError
+
+HELP = "Write the node's state as one JSON document: a bug report, a test fixture, the input of --snapshot."
+
+
+def run(
+    output_file: Annotated[
+        str | None, typer.Option("--output-file", "-f", metavar="FILE", help="Write there instead of to stdout.")
+    ] = None,
+    from_dump: Annotated[
+        str | None,
+        typer.Option("--from-dump", metavar="DIR", help="Read plain command output (a folder or tar) instead of this machine."),
+    ] = None,
+    script: Annotated[
+        bool, typer.Option("--script", help="Print a shell script that collects such a dump on a bare node.")
+    ] = False,
+) -> int:
+    from netpath.render.out import Progress, result, warning
+
+    if script:
+        if from_dump is not None:
+            raise UsageError("--script and --from-dump exclude each other")
+        from netpath.discover.dump import script as collect
+
+        text = collect()
+    else:
+        from netpath.snapshotfile import encode
+
+        if from_dump is not None:
+            from netpath.discover.dump import read
+
+            state = read(from_dump)
+        else:
+            from netpath.discover import take
+
+            state = take(progress=Progress())
+        for problem in state.problems:
+            warning(problem)
+        text = encode(state).decode()
+    if output_file is None:
+        result(text)
+        return 0
+    try:
+        with open(output_file, "w", encoding="utf-8") as file:  # noqa: PTH123
+            file.write(text)
+    except OSError as error:
+        raise UsageError(f"{output_file}: {error.strerror}") from error
+    return 0

@@ -1,0 +1,134 @@
+"""Which kinds of hook this kernel offers: each is tried for real, and its descriptors closed again at once."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from netpath.ebpf import btf, sys
+from netpath.errors import MissingError, NetpathError
+
+_EXIT_1 = bytes.fromhex("b7000000010000009500000000000000")
+"""``r0 = 1; exit``: accepts where 1 is a verdict (NF_ACCEPT), means nothing elsewhere."""
+_KPROBE_TYPE = Path("/sys/bus/event_source/devices/kprobe/type")
+
+
+@dataclass(frozen=True, slots=True)
+class HookKind:
+    """One kind of hook: whether it works here, how that was found out, and what is lost without it."""
+
+    name: str
+    available: bool
+    detail: str
+    loss: str
+
+
+def _raw_tracepoint(name: str) -> Callable[[ExitStack], str]:
+    def attempt(stack: ExitStack) -> str:
+        program = sys.load(sys.PROG_RAW_TRACEPOINT, _EXIT_1, "np_try")
+        stack.callback(os.close, program)
+        stack.callback(os.close, sys.open_raw_tracepoint(program, name))
+        return "loaded and attached"
+
+    return attempt
+
+
+def _typed_tracepoint(stack: ExitStack) -> str:
+    type_id = btf.read().find(btf.KIND_TYPEDEF, "btf_trace_netif_receive_skb")
+    if type_id is None:
+        raise OSError(2, "no BTF type for the tracepoint")
+    code = bytes.fromhex("b7000000000000009500000000000000")
+    program = sys.load(sys.PROG_TRACING, code, "np_try", attach_type=sys.TRACE_RAW_TP, attach_btf_id=type_id)
+    stack.callback(os.close, program)
+    stack.callback(os.close, sys.open_raw_tracepoint(program, None))
+    return "loaded and attached"
+
+
+def _fentry(stack: ExitStack) -> str:
+    type_id = btf.read().find(btf.KIND_FUNC, "ip_rcv")
+    if type_id is None:
+        raise OSError(2, "no BTF type for ip_rcv")
+    code = bytes.fromhex("b7000000000000009500000000000000")
+    program = sys.load(sys.PROG_TRACING, code, "np_try", attach_type=sys.TRACE_FENTRY, attach_btf_id=type_id)
+    stack.callback(os.close, program)
+    stack.callback(os.close, sys.open_raw_tracepoint(program, None))
+    return "loaded and attached"
+
+
+def _netfilter(stack: ExitStack) -> str:
+    stack.callback(os.close, sys.load(sys.PROG_NETFILTER, _EXIT_1, "np_try", attach_type=sys.NETFILTER_ATTACH))
+    return "loaded (attached only in namespaces on a path)"
+
+
+def _ring(stack: ExitStack) -> str:
+    stack.callback(os.close, sys.create_map(sys.MAP_RINGBUF, 0, 0, 4096, "np_try"))
+    return "made"
+
+
+def _kprobe(stack: ExitStack) -> str:
+    kind = int(_KPROBE_TYPE.read_text())
+    return f"perf event type {kind}"
+
+
+def _types(stack: ExitStack) -> str:
+    size = btf.read().offset("sk_buff", "head")
+    return f"{btf.VMLINUX}: sk_buff.head at byte {size}"
+
+
+def _reasons(stack: ExitStack) -> str:
+    names = btf.read().enum("skb_drop_reason")
+    if not names:
+        raise OSError(2, "no enum skb_drop_reason in the kernel's types")
+    return f"{len(names)} reasons"
+
+
+def _tcx(stack: ExitStack) -> str:
+    program = sys.load(sys.PROG_SCHED_CLS, _EXIT_1, "np_try", attach_type=sys.TCX_INGRESS)
+    stack.callback(os.close, program)
+    # Attaching to a device that can't exist tells whether the kernel knows the kind of link, and touches nothing.
+    try:
+        stack.callback(os.close, sys.call(sys.LINK_CREATE, struct.pack("<IIII", program, 0x7FFFFFFF, sys.TCX_INGRESS, 0)))
+    except OSError as error:
+        if error.errno != 19:  # ENODEV: the kind is known, the device is not
+            raise
+    return "known (tried on a device that does not exist)"
+
+
+KINDS: tuple[tuple[str, Callable[[ExitStack], str], str], ...] = (
+    ("BTF", _types, "nothing works: the layout of the kernel's structures is unknown"),
+    ("ring buffer", _ring, "nothing works: events can't be handed over"),
+    ("raw tracepoint net_dev_start_xmit", _raw_tracepoint("net_dev_start_xmit"), "no hop is seen when a device sends"),
+    ("raw tracepoint netif_receive_skb", _raw_tracepoint("netif_receive_skb"), "no hop is seen when a device receives"),
+    ("raw tracepoint kfree_skb", _raw_tracepoint("kfree_skb"), "drops look like losses"),
+    ("drop reasons", _reasons, "drops are seen, but not why"),
+    ("raw tracepoint sk_data_ready", _raw_tracepoint("sk_data_ready"), "the arrival at a socket is inferred from LOCAL_IN"),
+    (
+        "raw tracepoint skb_copy_datagram_iovec",
+        _raw_tracepoint("skb_copy_datagram_iovec"),
+        "a user-space relay's reads are not seen",
+    ),
+    ("netfilter link", _netfilter, "arrivals that reach no socket (TCP, ICMP) are inferred from the last hop or the answer"),
+    ("BTF-typed tracepoint", _typed_tracepoint, "nothing today; events could cost a third less"),
+    ("fentry", _fentry, "nothing today; stages inside the kernel can't be timed this way"),
+    ("kprobe", _kprobe, "nothing today; stages inside the kernel can't be timed this way"),
+    ("tcx", _tcx, "nothing today"),
+)
+
+
+def survey() -> tuple[HookKind, ...]:
+    """Try every kind. Raises MissingError without the privilege to try any."""
+    if os.geteuid() != 0:
+        raise MissingError("probes: trying eBPF hooks needs root (CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN)")
+    found = []
+    for name, attempt, loss in KINDS:
+        with ExitStack() as stack:
+            try:
+                found.append(HookKind(name, True, attempt(stack), loss))
+            except (OSError, NetpathError, ValueError) as error:
+                text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+                found.append(HookKind(name, False, text, loss))
+    return tuple(found)

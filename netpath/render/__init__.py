@@ -1,0 +1,1 @@
+"""The only code that prints. Data goes to stdout, everything else to stderr."""

@@ -1,0 +1,292 @@
+"""Paths and traces as tables that a tired person can read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from tabulate import tabulate
+
+from netpath.model.packet import Headers, Icmp, Ipv4, Ipv6, Opaque, Tcp, Udp, Vlan, VxlanHeader
+from netpath.model.path import Completeness, Hop, Path, PathMtu, Prediction, Stats, Trace, Translation
+from netpath.render.text import Screen, clean, duration
+
+_MARKS = {
+    "observed": "",
+    "predicted": "",
+    "missing": "MISSING",
+    "unexpected": "UNEXPECTED",
+    "unprobed": "unprobed",
+    "uncertain": "uncertain",
+}
+_OUTCOMES = {"delivered": "good", "rejected": "warn", "dropped": "bad", "lost": "bad", "mixed": "warn", "uncertain": "warn"}
+_COLUMNS = ("#", "NODE", "NETNS", "DEVICE", "DIR", "PACKET", "LENGTH", "AT", "HOP", "")
+_WIDE = (
+    "#",
+    "NODE",
+    "NETNS",
+    "WORKLOAD",
+    "DEVICE",
+    "IFINDEX",
+    "KIND",
+    "DIR",
+    "PACKET",
+    "LENGTH",
+    "IP",
+    "MTU",
+    "TTL",
+    "AT",
+    "HOP",
+    "P50",
+    "P99",
+    "",
+)
+_NARROW = ("#", "NETNS", "DEVICE", "DIR", "LENGTH", "AT", "HOP", "")
+
+
+def packet(headers: Headers) -> str:
+    """What a packet looks like in one line: ``10.0.0.1:4000 > 10.0.0.2:53 udp``, with its tunnel in front when it is wrapped."""
+    layers: list[str] = []
+    source = target = ""
+    for number, header in enumerate(headers):
+        if isinstance(header, Ipv4 | Ipv6):
+            source, target = header.src, header.dst
+            following = headers[number + 1] if number + 1 < len(headers) else None
+            if isinstance(following, Ipv4 | Ipv6):
+                layers.append(f"{source} > {target} ipip")
+            elif following is None:
+                layers.append(f"{source} > {target}")
+        elif isinstance(header, Udp | Tcp):
+            following = headers[number + 1] if number + 1 < len(headers) else None
+            if isinstance(following, VxlanHeader):
+                layers.append(f"{source} > {target} vxlan {following.vni}")
+            elif isinstance(following, Ipv4 | Ipv6):
+                layers.append(f"{source} > {target} udp/{header.dport}")
+            else:
+                flags = f" {header.flags}" if isinstance(header, Tcp) else ""
+                layers.append(f"{_end(source, header.sport)} > {_end(target, header.dport)} {header.proto}{flags}")
+        elif isinstance(header, Icmp):
+            layers.append(f"{source} > {target} {_icmp(header)}")
+        elif isinstance(header, Vlan):
+            layers.append(f"vlan {header.vid}")
+        elif isinstance(header, Opaque):
+            layers.append(f"{source} > {target} {clean(header.name)}")
+    return " | ".join(layers)
+
+
+def _icmp(header: Icmp) -> str:
+    names = {8: "echo", 0: "echo reply", 3: "unreachable", 11: "time exceeded"}
+    if header.proto == "icmpv6":
+        names = {128: "echo", 129: "echo reply", 1: "unreachable", 2: "too big", 3: "time exceeded"}
+    return f"{header.proto} {names.get(header.type, f'type {header.type}')}" + (f" code {header.code}" if header.code else "")
+
+
+def _end(address: str, port: int | None) -> str:
+    shown = "*" if port is None else str(port)
+    return f"[{address}]:{shown}" if ":" in address else f"{address}:{shown}"
+
+
+def ttl(headers: Headers) -> int | None:
+    """The outermost TTL or hop limit."""
+    return next((header.ttl for header in headers if isinstance(header, Ipv4 | Ipv6)), None)
+
+
+def _time(stats: Stats | None) -> str:
+    return duration(stats.mean) if stats is not None else ""
+
+
+def _rows(hops: Sequence[Hop], screen: Screen, columns: Sequence[str]) -> list[list[str]]:
+    rows: list[list[str]] = []
+    before: Hop | None = None
+    for hop in hops:
+        change = hop.ip_length - before.ip_length if before is not None else 0
+        shown, same = packet(hop.headers), before is not None and packet(before.headers) == packet(hop.headers)
+        mark = _MARKS.get(hop.status, hop.status)
+        if hop.note:
+            mark = f"{mark} ({clean(hop.note)})" if mark else clean(hop.note)
+        style = "bad" if hop.status in ("missing", "unexpected") else "warn" if mark else "dim"
+        cells = {
+            "#": str(hop.index),
+            "NODE": clean(hop.node or "-"),
+            "NETNS": clean(hop.netns.name),
+            "WORKLOAD": clean(hop.workload or "-"),
+            "DEVICE": clean(hop.device.name),
+            "IFINDEX": str(hop.device.ifindex),
+            "KIND": clean(hop.device.kind),
+            "DIR": hop.direction,
+            "PACKET": "\N{DITTO MARK}" if same and "KIND" not in columns else shown,
+            "LENGTH": f"{hop.length}" + (f" ({change:+d})" if change else ""),
+            "IP": str(hop.ip_length),
+            "MTU": str(hop.mtu) if hop.mtu is not None else "?",
+            "TTL": str(ttl(hop.headers) or ""),
+            "AT": _time(hop.since_start_ns),
+            "HOP": _time(hop.segment_ns),
+            "P50": duration(hop.segment_ns.p50) if hop.segment_ns else "",
+            "P99": duration(hop.segment_ns.p99) if hop.segment_ns else "",
+            "": screen.style(mark, style),
+        }
+        rows.append([cells[column] for column in columns])
+        before = hop
+    return rows
+
+
+def hop_table(hops: Sequence[Hop], screen: Screen, *, wide: bool = False) -> str:
+    """The hops of one path. A screen that is too narrow gets the packet on lines of its own, where it changes."""
+    chosen: Sequence[str] = _WIDE if wide else _COLUMNS
+    if not any(hop.since_start_ns for hop in hops):
+        chosen = [column for column in chosen if column not in ("AT", "HOP", "P50", "P99")]
+    table = _tabulate(_rows(hops, screen, chosen), chosen)
+    if wide or max((len(line) for line in table.splitlines()), default=0) <= screen.width or not hops:
+        return table
+    narrow = [column for column in _NARROW if column in chosen]
+    lines = _tabulate(_rows(hops, screen, narrow), narrow).splitlines()
+    shown, last = [lines[0]], ""
+    for hop, line in zip(hops, lines[1:], strict=True):
+        now = packet(hop.headers)
+        if now != last:
+            shown.append(screen.style(f"    {now}", "dim"))
+        shown.append(line)
+        last = now
+    return "\n".join(shown)
+
+
+def _tabulate(rows: list[list[str]], columns: Sequence[str]) -> str:
+    aligned = [
+        "right" if column in ("#", "LENGTH", "IP", "MTU", "TTL", "AT", "HOP", "P50", "P99", "IFINDEX") else "left"
+        for column in columns
+    ]
+    return tabulate(rows, headers=list(columns), tablefmt="plain", colalign=aligned if rows else None, disable_numparse=True)
+
+
+def translation_lines(translations: Iterable[Translation]) -> list[str]:
+    """One line for each rewrite, and one below it for the rule behind it."""
+    lines: list[str] = []
+    for item in translations:
+        side = "src" if item.before.src != item.after.src else "dst"
+        before, after = getattr(item.before, side), getattr(item.after, side)
+        name = f"{item.kind} (undone)" if item.reverse else item.kind
+        confirmed = ", in conntrack" if item.conntrack else ""
+        lines.append(f"  {name} before hop {item.hop}: {side} {before} -> {after}{confirmed}")
+        if item.rule is not None:
+            place = "/".join(part for part in (item.rule.table, item.rule.chain) if part)
+            service = f" [{clean(item.rule.service)}]" if item.rule.service else ""
+            lines.append(f"    by {clean(place)}: {clean(item.rule.text)}{service} ({item.rule.basis})")
+    return lines
+
+
+def _ending(path: Path, screen: Screen) -> list[str]:
+    word = screen.style(path.outcome, _OUTCOMES.get(path.outcome, "warn"))
+    if path.drop is not None:
+        where = f"after hop {path.drop.hop}" if path.drop.hop else "before the first hop"
+        device = f" at {clean(path.drop.device.name)}" if path.drop.device is not None else ""
+        netns = f" in {clean(path.drop.netns.name)}" if path.drop.netns is not None else ""
+        lines = [f"{word} {where}{netns}{device}: {path.drop.reason}: {clean(path.drop.cause)}"]
+        if path.drop.rule is not None:
+            rule = path.drop.rule
+            lines.append(f"  rule: {clean('/'.join(part for part in (rule.table, rule.chain) if part))}: {clean(rule.text)}")
+        if path.drop.remedy:
+            lines.append(f"  remedy: {clean(path.drop.remedy)}")
+        return lines
+    if path.delivery is not None:
+        arrived = f" {duration(path.delivery.since_start_ns.mean)} after its first hop" if path.delivery.since_start_ns else ""
+        seen = f" (seen by {path.delivery.hook})" if path.delivery.hook else ""
+        process = f" {clean(path.delivery.process)}" if path.delivery.process else ""
+        return [f"{word} to {path.delivery.to}{process} in {clean(path.delivery.netns.name)}{arrived}{seen}"]
+    return [word]
+
+
+def _totals(path: Path) -> str | None:
+    if path.overhead is None:
+        return None
+    encap, user, whole = path.overhead["encap"], path.overhead["userspace"], path.overhead["one_way_ns"]
+    parts = []
+    if encap["bytes"]:
+        parts.append(f"encapsulation +{encap['bytes']} bytes")
+        if encap["ns"] is not None and encap["share"] is not None:
+            parts[-1] += f", {duration(encap['ns'].mean)} ({encap['share']:.0%} of the way)"
+    else:
+        parts.append("no encapsulation")
+    parts.append(f"{path.overhead['nat']['translations']} translations")
+    if user["crossings"]:
+        parts.append(f"{user['crossings']} user-space segments" + (f", {duration(user['ns'].mean)}" if user["ns"] else ""))
+    if whole is not None:
+        parts.append(f"one way {duration(whole.mean)}")
+    return "total: " + "; ".join(parts)
+
+
+def _mtu(mtu: PathMtu | None) -> list[str]:
+    return (
+        [f"path MTU: {mtu.ip} bytes of IP, {mtu.payload} of payload (limited by hop {mtu.limited_by_hop})"]
+        if mtu is not None
+        else []
+    )
+
+
+def _title(path: Path, number: int, count: int, kind: str) -> str:
+    head = f"{path.direction} path" if count == 1 else f"{path.direction} path {number} of {count}"
+    if path.probes is not None:
+        return f"{head}: {path.probes} probes ({path.share:.0%}), {kind}"
+    return f"{head}: {kind}" + (f", probability {path.share:.3g}" if path.share < 1 else "")
+
+
+def _path(path: Path, title: str, screen: Screen, *, wide: bool) -> list[str]:
+    lines = [screen.style(title, "head"), hop_table(path.hops, screen, wide=wide) if path.hops else "  (no device was reached)"]
+    rewrites = translation_lines(path.translations)
+    if rewrites:
+        lines += ["translations:", *rewrites]
+    lines += _ending(path, screen)
+    lines += [screen.style(f"  uncertain: {clean(reason)}", "warn") for reason in path.uncertain]
+    return lines
+
+
+def prediction_text(prediction: Prediction, screen: Screen, *, wide: bool = False) -> str:
+    """What `netpath path` shows."""
+    lines: list[str] = []
+    for number, path in enumerate(prediction.paths, start=1):
+        lines += [*_path(path, _title(path, number, len(prediction.paths), "predicted"), screen, wide=wide), ""]
+    lines += _mtu(prediction.path_mtu)
+    lines.append(f"prediction: {screen.style(prediction.outcome, _OUTCOMES.get(prediction.outcome, 'warn'))}")
+    return "\n".join(lines) + "\n"
+
+
+def trace_text(trace: Trace, screen: Screen, *, wide: bool = False) -> str:
+    """What `netpath trace` shows."""
+    lines: list[str] = []
+    for direction in ("forward", "return"):
+        chosen = [path for path in trace.paths if path.direction == direction]
+        for number, path in enumerate(chosen, start=1):
+            lines += _path(path, _title(path, number, len(chosen), "observed"), screen, wide=wide)
+            totals = _totals(path)
+            lines += [totals] if totals else []
+            lines.append("")
+    lines += _mtu(trace.path_mtu)
+    if trace.round_trip_ns is not None:
+        lines.append(
+            f"round trip: {duration(trace.round_trip_ns.mean)} (p50 {duration(trace.round_trip_ns.p50)}, p99 {duration(trace.round_trip_ns.p99)})"
+        )
+    if trace.probe_cost.ns_per_event is not None:
+        lines.append(f"probe cost: {duration(trace.probe_cost.ns_per_event)} an event, taken out of the times above")
+    lines += [f"note: {clean(note)}" for note in trace.notes]
+    lines += _completeness(trace.completeness, screen)
+    lines.append(_verdict(trace, screen))
+    return "\n".join(lines) + "\n"
+
+
+def _completeness(completeness: Completeness, screen: Screen) -> list[str]:
+    if completeness.verdict == "COMPLETE" and not completeness.reasons:
+        return []
+    style = "warn" if completeness.verdict != "COMPLETE" else "dim"
+    return [screen.style(f"{completeness.verdict}: {'; '.join(clean(reason) for reason in completeness.reasons)}", style)]
+
+
+def _verdict(trace: Trace, screen: Screen) -> str:
+    word = screen.style(trace.outcome, _OUTCOMES.get(trace.outcome, "warn"))
+    forward = [hop for path in trace.paths if path.direction == "forward" for hop in path.hops]
+    differing = sum(hop.status in ("missing", "unexpected") for hop in forward)
+    unwatched = sum(hop.status == "unprobed" for hop in forward)
+    if trace.prediction.outcome == "uncertain":
+        agreement = "the prediction was uncertain"
+    elif trace.diverged:
+        agreement = screen.style(f"NOT as predicted ({trace.prediction.outcome}): {differing} hops differ", "bad")
+    else:
+        agreement = "as predicted, hop by hop" + (f" ({unwatched} not watchable)" if unwatched else "")
+    return f"verdict: {word}, {agreement}; {trace.completeness.verdict}"
