@@ -59,6 +59,14 @@ def subnet_of(view: NodeView, overlay: Overlay | None = None) -> Network | None:
 
 
 def overlay_of(view: NodeView) -> tuple[Overlay | None, Signs]:
+    """Flannel's overlay with the signs of it, to which the caller may add."""
+    if "flannel" not in view.memo:
+        view.memo["flannel"] = _overlay_of(view)
+    overlay, signs = view.memo["flannel"]
+    return overlay, Signs(signs.doubt, list(signs.lines))
+
+
+def _overlay_of(view: NodeView) -> tuple[Overlay | None, Signs]:
     signs = Signs()
     variables = env(view.files.get("subnet.env"))
     network = network_of(variables.get("FLANNEL_NETWORK"))

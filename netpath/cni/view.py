@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from netpath.model.index import SnapshotIndex
 from netpath.model.snapshot import DeviceId, Link, Namespace, Route, Snapshot, Workload
@@ -72,6 +72,8 @@ class NodeView:
     index: SnapshotIndex
     node: Namespace
     pods: tuple[Namespace, ...]
+    memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What one family found out and another one asks too."""
 
     # Names and files
 

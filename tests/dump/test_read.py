@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -481,3 +482,13 @@ def test_vlans_programs_and_nexthops() -> None:
 
 def test_the_script_is_shipped() -> None:
     assert dump.script().startswith("#!/bin/sh\n")
+
+
+@pytest.mark.parametrize("case", recordings.CASES)
+def test_the_quick_way_through_conntrack_is_the_slow_one(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Common lines are read by one pattern, all others word by word; both must say the same."""
+    text = "".join(path.read_text() for path in sorted(recordings.folder(case).glob("*/conntrack.txt")))
+    quick = iproute.conntrack(text, [])
+    assert text == "" or any(iproute._PLAIN.fullmatch(line) for line in text.splitlines())
+    monkeypatch.setattr(iproute, "_PLAIN", re.compile("(?!)"))
+    assert iproute.conntrack(text, []) == quick
