@@ -89,10 +89,12 @@ class SnapshotIndex:
         """A node is a namespace that forwards.
 
         Forwarding is inherited by new namespaces, so that a pod may have it switched on without being able to forward:
-        a workload, or a namespace with one device, is no node.
+        a workload (unless it lives in the node's own namespace), or a namespace with one device, is no node.
         """
         namespace = self._namespaces.get(inode)
-        if namespace is None or inode in self._workloads or not forwards(namespace):
+        if namespace is None or not forwards(namespace):
+            return False
+        if inode in self._workloads and not any(link.kind in ("bridge", "vxlan", "physical") for link in namespace.links):
             return False
         devices = {link.ifindex for link in namespace.links if link.kind != "loopback"}
         addressed = {address.device for address in namespace.addresses}

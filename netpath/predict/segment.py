@@ -1,0 +1,181 @@
+"""Who hears a frame: a walk over one layer-2 segment across veths, bridges, VLANs and VXLANs, without making hops.
+
+It answers two questions of the walker: who gets an ARP request or neighbour solicitation, and which copy of a flooded
+frame finds a taker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from netpath.model.index import SnapshotIndex
+from netpath.model.snapshot import DeviceId, Link
+from netpath.predict import addresses as ip
+from netpath.predict import bridge as bridging
+from netpath.predict.host import Host
+from netpath.predict.packet import TPIDS, Tags
+
+Learned = dict[tuple[int, int, int, str], int]
+Underlay = Callable[[Host, Link, str], list[tuple[DeviceId, str | None]]]
+"""(host, VXLAN device, destination MAC) -> the VXLAN devices of other namespaces that get the frame, with the sender's VTEP."""
+
+
+@dataclass
+class Heard:
+    """Devices with an IP stack behind them that a frame came to, and whether it left the snapshot's view somewhere."""
+
+    devices: list[DeviceId] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+
+
+class Segment:
+    """`hosts` gives the prepared namespace of an inode, None when it is not in the snapshot."""
+
+    def __init__(self, index: SnapshotIndex, hosts: Callable[[int], Host | None], underlay: Underlay) -> None:
+        self._index = index
+        self._hosts = hosts
+        self._underlay = underlay
+
+    def hear(self, host: Host, link: Link, dst: str, src: str, tags: Tags = (), learned: Learned | None = None) -> Heard:
+        """Everybody who gets a frame that `host` sends by `link`. A unicast frame is heard only by whom it is for."""
+        run = _Run(self._index, self._hosts, self._underlay, dst.lower(), src.lower(), learned if learned is not None else {})
+        run.send(host, link, tags)
+        return run.heard
+
+
+class _Run:
+    def __init__(
+        self,
+        index: SnapshotIndex,
+        hosts: Callable[[int], Host | None],
+        underlay: Underlay,
+        dst: str,
+        src: str,
+        learned: Learned,
+    ) -> None:
+        self._index, self._hosts, self._underlay = index, hosts, underlay
+        self._dst, self._src, self._learned = dst, src, learned
+        self.heard = Heard()
+        self._seen: set[tuple[int, int, str, Tags]] = set()
+
+    def _fresh(self, host: Host, link: Link, direction: str, tags: Tags) -> bool:
+        key = (host.inode, link.ifindex, direction, tags)
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        return True
+
+    def send(self, host: Host, link: Link, tags: Tags) -> None:
+        if not link.up or not self._fresh(host, link, "tx", tags):
+            return
+        if link.kind == "veth":
+            self._to_peer(host, link, tags)
+        elif link.kind == "bridge":
+            decision = bridging.decide(host, link, None, self._dst, tags, self._learned)
+            if decision.refused is None:
+                self._forward(host, link, None, decision)
+        elif link.kind == "vlan" and link.vlan_id is not None:
+            below = self._below(host, link)
+            if below is not None:
+                self.send(*below, ((TPIDS.get(link.vlan_protocol or "802.1Q", 0x8100), link.vlan_id), *tags))
+        elif link.kind == "vxlan":
+            for device, _ in self._underlay(host, link, self._dst):
+                self._arrive_at(device, tags)
+        elif link.kind in ("macvlan", "macvtap"):
+            below = self._below(host, link)
+            if below is not None:
+                self._macvlan_children(*below, tags, sender=DeviceId(host.inode, link.ifindex))
+                self.send(*below, tags)
+        elif link.kind in ("bond", "team"):
+            slave = next((port for port in host.ports[link.ifindex] if port.up and port.carrier), None)
+            if slave is not None:
+                self.send(host, slave, tags)
+        elif link.kind not in ("loopback", "dummy", "ifb", "vrf"):
+            self.heard.outside.append(f"{link.name} in {host.name}")
+
+    def _to_peer(self, host: Host, link: Link, tags: Tags) -> None:
+        peer = self._index.peer(DeviceId(host.inode, link.ifindex))
+        if peer is None:
+            if link.lower is not None or link.peer is not None:
+                self.heard.outside.append(f"{link.name} in {host.name}")
+            return
+        self._arrive_at(peer, tags)
+
+    def _below(self, host: Host, link: Link) -> tuple[Host, Link] | None:
+        if link.peer is not None:
+            other = self._hosts(link.peer.netns)
+            found = other.links.get(link.peer.ifindex) if other is not None else None
+            return (other, found) if other is not None and found is not None else None
+        found = host.links.get(link.lower) if link.lower is not None else None
+        return (host, found) if found is not None else None
+
+    def _arrive_at(self, device: DeviceId, tags: Tags) -> None:
+        host = self._hosts(device.netns)
+        link = host.links.get(device.ifindex) if host is not None else None
+        if host is not None and link is not None:
+            self.receive(host, link, tags, self._for(link))
+
+    def _for(self, link: Link) -> bool:
+        return ip.is_group_mac(self._dst) or (link.mac is not None and link.mac.lower() == self._dst)
+
+    def receive(self, host: Host, link: Link, tags: Tags, mine: bool) -> None:
+        if not link.up or not self._fresh(host, link, "rx", tags):
+            return
+        if tags:
+            below = host.vlan_devices.get((link.ifindex, tags[0][1]))
+            if below is not None:
+                self.receive(host, below, tags[1:], mine or self._for(below))
+                return
+        master = host.links.get(link.master) if link.master is not None else None
+        if master is not None and master.kind == "bridge":
+            decision = bridging.decide(host, master, link, self._dst, tags, self._learned)
+            if decision.refused is not None or not master.up:
+                return
+            if link.port is None or link.port.learning:
+                self._learned[(host.inode, master.ifindex, decision.vid, self._src)] = link.ifindex
+            self._forward(host, master, link, decision, mine)
+            return
+        if master is not None and master.kind in ("bond", "team"):
+            self.receive(host, master, tags, mine or self._for(master))
+            return
+        self._macvlan_children(host, link, tags, sender=None)
+        if not tags and mine:
+            self.heard.devices.append(DeviceId(host.inode, link.ifindex))
+
+    def _forward(self, host: Host, bridge: Link, port: Link | None, decision: bridging.Decision, mine: bool = False) -> None:
+        targets = decision.flood if decision.port is None else (decision.port,)
+        for target in targets:
+            if bridging.refusal(bridge, port, target, decision.vid) is None:
+                tags = bridging.leave(target, decision.vid, decision.tags)
+                if tags is not None:
+                    self.send(host, target, tags)
+        if decision.local:
+            tags = bridging.leave(bridge, decision.vid, decision.tags)
+            if tags is not None:
+                self.receive(host, bridge, tags, mine or self._for(bridge))
+
+    def _macvlan_children(self, host: Host, link: Link, tags: Tags, *, sender: DeviceId | None) -> None:
+        for device, child in macvlans_of(self._index, DeviceId(host.inode, link.ifindex)):
+            if device == sender or (sender is not None and child.mode not in (None, "bridge")):
+                continue
+            if self._for(child):
+                other = self._hosts(device.netns)
+                if other is not None:
+                    self.receive(other, child, tags, True)
+
+
+def macvlans_of(index: SnapshotIndex, device: DeviceId) -> list[tuple[DeviceId, Link]]:
+    """The macvlan devices on top of a device, in whatever namespace they are."""
+    key = "macvlans"
+    if key not in index.prepared:
+        found: dict[DeviceId, list[tuple[DeviceId, Link]]] = {}
+        for namespace in index.snapshot.namespaces:
+            for link in namespace.links:
+                if link.kind in ("macvlan", "macvtap"):
+                    below = link.peer or (DeviceId(namespace.inode, link.lower) if link.lower is not None else None)
+                    if below is not None:
+                        found.setdefault(below, []).append((DeviceId(namespace.inode, link.ifindex), link))
+        index.prepared[key] = found
+    table: dict[DeviceId, list[tuple[DeviceId, Link]]] = index.prepared[key]
+    return table.get(device, [])
