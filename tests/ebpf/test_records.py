@@ -1,0 +1,75 @@
+"""The decoder against the C compiler: both read probes/event.h and must agree on every byte."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from netpath.ebpf import records, tracer
+from netpath.ebpf.programs import source_folder, source_text
+
+HEADER = source_text("event.h")
+COMPILER = shutil.which("cc") or shutil.which("clang")
+TYPES = "".join(
+    f"typedef {kind} {name};\n"
+    for name, kind in (
+        ("u8", "unsigned char"),
+        ("u16", "unsigned short"),
+        ("s16", "short"),
+        ("u32", "unsigned int"),
+        ("u64", "unsigned long long"),
+    )
+)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C compiler")
+@pytest.mark.parametrize("name", ["np_event", "np_settings"])
+def test_the_compiler_lays_it_out_the_same(name: str, tmp_path: Path) -> None:
+    layout = records.layout(HEADER, name)
+    prints = "".join(f'printf("{member} %zu\\n", __builtin_offsetof(struct {name}, {member}));\n' for member in layout.names)
+    source = f'#include <stdio.h>\n{TYPES}#include "event.h"\nint main(void) {{ {prints} printf("size %zu\\n", sizeof(struct {name})); }}\n'
+    (tmp_path / "offsets.c").write_text(source)
+    assert COMPILER is not None
+    subprocess.run([COMPILER, "-I", source_folder(), "-o", tmp_path / "offsets", tmp_path / "offsets.c"], check=True)
+    lines = subprocess.run([tmp_path / "offsets"], check=True, capture_output=True, text=True).stdout.split("\n")
+    compiled = {word: int(number) for word, number in (line.split() for line in lines if line)}
+    assert compiled.pop("size") == layout.struct.size
+    assert compiled == dict(zip(layout.names, layout.offsets, strict=True))
+
+
+def test_every_member_unpacks_what_was_packed() -> None:
+    layout = records.layout(HEADER, "np_event")
+    values = {name: index + 1 for index, name in enumerate(layout.names)}
+    values |= {"name": b"eth0".ljust(16, b"\0"), "data": bytes(range(192)), "spare": b"\0\0", "l3": -1}
+    assert layout.unpack(layout.pack(values)) == values
+
+
+def test_names_of_hooks_and_roles_are_the_headers() -> None:
+    hooks = {value: name.removeprefix("NP_").lower() for name, value in records.enum(HEADER, "np_hook").items()}
+    roles = {value: name.removeprefix("NP_").lower() for name, value in records.enum(HEADER, "np_role").items()}
+    assert hooks == tracer.HOOK_NAMES
+    assert roles == tracer.ROLES
+
+
+@pytest.mark.parametrize(
+    ("member", "complaint"),
+    [
+        ("u8 a;\n\tu32 b;\n\tu8 c[3];", "padding"),
+        ("u8 a;", "multiple of 8"),
+        ("int a;", "not understood"),
+        ("u16 a[4];", "arrays of bytes"),
+    ],
+)
+def test_a_struct_that_the_compiler_would_lay_out_otherwise_is_refused(member: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        records.layout(f"struct np_x {{\n\t{member}\n}};\n", "np_x")
+
+
+def test_a_missing_struct_or_enum_is_named() -> None:
+    with pytest.raises(ValueError, match="np_nothing"):
+        records.layout(HEADER, "np_nothing")
+    with pytest.raises(ValueError, match="np_nothing"):
+        records.enum(HEADER, "np_nothing")
