@@ -23,7 +23,7 @@ COMMON = settings(max_examples=150, deadline=None, suppress_health_check=[Health
 
 
 @cache
-def _files(case: str) -> dict[str, bytes]:
+def real_files(case: str) -> dict[str, bytes]:
     place = recordings.folder(case)
     return {
         path.relative_to(place).as_posix(): path.read_bytes()
@@ -32,7 +32,7 @@ def _files(case: str) -> dict[str, bytes]:
     }
 
 
-def _read(files: dict[str, bytes], folder: Path) -> Snapshot | None:
+def snapshot_of(files: dict[str, bytes], folder: Path) -> Snapshot | None:
     place = folder / "fuzzed.tar"
     with tarfile.open(place, "w") as archive:
         for name, content in files.items():
@@ -76,7 +76,7 @@ NOISE = st.one_of(
 @COMMON
 @given(case=CASE, data=st.data())
 def test_cut_mutated_and_missing_files(case: str, data: st.DataObject, tmp_path: Path) -> None:
-    files = dict(_files(case))
+    files = dict(real_files(case))
     for _ in range(data.draw(st.integers(1, 6))):
         name = data.draw(st.sampled_from(sorted(files)))
         content = files[name]
@@ -90,7 +90,7 @@ def test_cut_mutated_and_missing_files(case: str, data: st.DataObject, tmp_path:
             files[name] = files[data.draw(st.sampled_from(sorted(files)))]
         elif len(files) > 1:
             del files[name]
-    _check(_read(files, tmp_path))
+    _check(snapshot_of(files, tmp_path))
 
 
 VALUES: st.SearchStrategy[Any] = st.recursive(
@@ -109,7 +109,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 @given(case=CASE, data=st.data())
 def test_json_with_values_of_the_wrong_kind(case: str, data: st.DataObject, tmp_path: Path) -> None:
     """Structure kept, values replaced: what a parser that trusts its input falls over."""
-    files = dict(_files(case))
+    files = dict(real_files(case))
     names = sorted(
         name for name in files if name.endswith(".json") and files[name].strip() not in (b"", b"[]") and "nft" not in name
     )
@@ -131,7 +131,7 @@ def test_json_with_values_of_the_wrong_kind(case: str, data: st.DataObject, tmp_
             where[key] = data.draw(VALUES)
             break
         files[name] = json.dumps(document).encode()
-    _check(_read(files, tmp_path))
+    _check(snapshot_of(files, tmp_path))
 
 
 @settings(COMMON, max_examples=60)
