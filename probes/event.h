@@ -21,13 +21,13 @@ struct np_event {
 	u32 cpu;
 	u16 device_type;   /* ARPHRD_* */
 	u16 protocol;      /* skb->protocol, host byte order */
-	u16 vlan_tci;      /* out-of-line VLAN tag; 0: none */
+	u16 vlan_tci;      /* the VLAN tag that the kernel carries beside the packet, if it does */
+	u16 vlan_protocol; /* that tag's EtherType; 0: no such tag */
 	u16 captured;      /* bytes of data[] that are valid */
 	s16 l3;            /* where the outermost network header starts in data[] */
 	u16 ahead;         /* bytes of data[] that skb->len does not count (a link-layer header already pulled) */
 	u8 hook;
 	u8 role;
-	u8 spare[2];
 	u8 name[NP_NAME];
 	u8 data[NP_CAPTURE];
 };

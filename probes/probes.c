@@ -61,7 +61,11 @@ static __always_inline int report(u64 skb, u64 start, u32 layer, u64 dev, u64 ne
 	event->reason = reason;
 	event->cpu = bpf_get_smp_processor_id();
 	event->protocol = protocol;
-	event->vlan_tci = READ(u32, skb, OFF_sk_buff_vlan_present) & MASK_sk_buff_vlan_present ? READ(u16, skb, OFF_sk_buff_vlan_tci) : 0;
+	event->vlan_tci = event->vlan_protocol = 0;
+	if (READ(u32, skb, OFF_sk_buff_vlan_present) & MASK_sk_buff_vlan_present) {
+		event->vlan_tci = READ(u16, skb, OFF_sk_buff_vlan_tci);
+		event->vlan_protocol = __builtin_bswap16(READ(u16, skb, OFF_sk_buff_vlan_proto));
+	}
 	event->hook = hook;
 	event->netns = netns_of(net);
 	event->ifindex = 0;

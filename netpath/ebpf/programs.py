@@ -36,6 +36,7 @@ OFFSETS: tuple[tuple[str, str], ...] = (
     ("sk_buff", "mac_header"),
     ("sk_buff", "network_header"),
     ("sk_buff", "vlan_tci"),
+    ("sk_buff", "vlan_proto"),
     ("net_device", "ifindex"),
     ("net_device", "type"),
     ("net_device", "name"),

@@ -33,6 +33,8 @@ AFTER_ALL_RULES = 1000
 BEFORE_ALL_RULES = -1000
 TUNNEL_KINDS = {"vxlan": 1, "ip": 2}
 ETHERNET_TYPES = (1, 772)
+LOADERS = min(4, os.cpu_count() or 1)
+TAG_BYTES = 4
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -145,8 +147,11 @@ class Tracer:
         self._reasons = self._prepared.btf.enum("skb_drop_reason")
         try:
             self._create_maps()
-            for hook in TRACEPOINTS:
-                self._loaded[hook.name] = self._load(sys.PROG_RAW_TRACEPOINT, hook.program)
+            # The verifier is most of the work, and each program's is its own: the system call runs without Python's lock.
+            with ThreadPoolExecutor(LOADERS) as workers:
+                filters = [(hook.name, workers.submit(self._load_netfilter, hook)) for hook, _, _ in NETFILTER]
+                loading = [(hook.name, workers.submit(self._load, sys.PROG_RAW_TRACEPOINT, hook.program)) for hook in TRACEPOINTS]
+            self._loaded |= {name: result.result() for name, result in loading}
         except sys.LoadError as error:
             raise MissingError(_load_failure(error)) from error
         except OSError as error:
@@ -154,9 +159,7 @@ class Tracer:
                 f"the kernel refused an eBPF object ({error.strerror}); "
                 "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed (run as root)"
             ) from error
-        for hook, _, _ in NETFILTER:
-            with contextlib.suppress(OSError):  # before 6.4; sk_data_ready or the last hop stand in
-                self._loaded[hook.name] = self._load(sys.PROG_NETFILTER, hook.program, attach_type=sys.NETFILTER_ATTACH)
+        self._loaded |= {name: program for name, result in filters if (program := result.result()) is not None}
 
     def arm(
         self, nonce: int, *, count: int, tunnel_ports: Mapping[int, str], tcp_base: int | None = None, listen_in: Sequence[str] = ()
@@ -204,6 +207,13 @@ class Tracer:
         self._stack.callback(os.close, descriptor)
         return descriptor
 
+    def _load_netfilter(self, hook: Hook) -> int | None:
+        """None on a kernel before 6.4, or without such programs: sk_data_ready or the last hop stand in."""
+        try:
+            return self._load(sys.PROG_NETFILTER, hook.program, attach_type=sys.NETFILTER_ATTACH)
+        except OSError:
+            return None
+
     def _attach_tracepoints(self) -> None:
         for hook in TRACEPOINTS:
             assert hook.tracepoint is not None
@@ -244,7 +254,7 @@ class Tracer:
             # The drop and socket hooks know where IP starts, but not which protocol the packet was said to be.
             guessed = 0x86DD if captured[0] >> 4 == 6 else 0x0800
             headers, ip_length = parse(captured, 0, guessed, self._tunnel_ports)
-        headers = _with_tag(headers, record["vlan_tci"])
+        headers = _with_tag(headers, record["vlan_protocol"], record["vlan_tci"])
         hook = HOOK_NAMES[record["hook"]]
         reason = symbol = None
         if hook == "drop":
@@ -257,6 +267,8 @@ class Tracer:
             length = max(
                 length if hook in ("tx", "rx") else 0, ip_length + (14 if isinstance(headers[:1] and headers[0], Ethernet) else 0)
             )
+        elif record["vlan_protocol"]:
+            length += TAG_BYTES
         return Event(
             time_ns=record["time"],
             hook=hook,
@@ -351,12 +363,12 @@ def _known_packet(nonce: int, sequence: int) -> KnownPacket:
         return KnownPacket(inode, sender.getsockname()[1], receiver.getsockname()[1], size, before, after)
 
 
-def _with_tag(headers: Headers, tag: int) -> Headers:
-    """Put a VLAN tag that the kernel carries beside the packet where it would be on the wire."""
-    if not tag:
+def _with_tag(headers: Headers, protocol: int, tag: int) -> Headers:
+    """Put a VLAN tag that the kernel carries beside the packet (`protocol` is not 0) where it would be on the wire."""
+    if not protocol:
         return headers
     at = 1 if headers and isinstance(headers[0], Ethernet) else 0
-    return (*headers[:at], Vlan(tag & 0xFFF), *headers[at:])
+    return (*headers[:at], Vlan(tag & 0xFFF, protocol), *headers[at:])
 
 
 def _link_in(path: str, loaded: Sequence[tuple[int, int, int]]) -> list[int]:

@@ -122,6 +122,11 @@ def test_another_kernel_build_is_another_answer(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(btf, "_identity", lambda path: ("another", "build"))
     read: list[Path] = []
     real = btf.load
-    monkeypatch.setattr(btf, "load", lambda path: read.append(path) or real(path))
+
+    def counted(path: Path) -> btf.Btf:
+        read.append(path)
+        return real(path)
+
+    monkeypatch.setattr(btf, "load", counted)
     programs.defines(btf.read())
     assert read == [btf.VMLINUX]
