@@ -101,14 +101,11 @@ class UserSpace(Engine):
         for other, local, remote in self._pairs(host):
             route = lookup(other, Query(family=packet.family, dst=packet.dst))
             devices = [other.links.get(choice.device) for choice in route.choices if choice.device is not None]
+            here = route.type == "local"
+            if route.error is not None or not (here or (devices and self._near(route.prefix_length))):
+                continue
             for device in other.namespace.links:
-                if (
-                    device.kind == "tun"
-                    and route.error is None
-                    and devices
-                    and device not in devices
-                    and self._near(route.prefix_length)
-                ):
+                if device.kind == "tun" and (here or device not in devices):
                     found.append(Twin(other, device, local, remote))
         return found
 
