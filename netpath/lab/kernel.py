@@ -196,6 +196,14 @@ class Space:
             request["flags"] = _RTNH_F_ONLINK
         self._ask(f"route {destination}", lambda: self._route.route("add", **request))
 
+    def unroute(self, destination: Network, device: str) -> None:
+        """Delete the route to this prefix that came with an address (RTPROT_KERNEL, scope link)."""
+        index = self.index(device)
+        self._ask(
+            f"deleting route {destination}",
+            lambda: self._route.route("del", dst=str(destination), oif=index, proto=2, scope=253),
+        )
+
     def neighbour(self, device: str, address: Host, mac: str) -> None:
         """A permanent neighbour."""
         index = self.index(device)

@@ -246,3 +246,94 @@ def test_options_reach_the_kernel(lab_name: str) -> None:
     assert rules(made.node("node3").netns) == {}
     ports = [link for link in found.values() if link.get("master") == "brätz0"]
     assert [port["linkinfo"]["info_slave_data"]["hairpin"] for port in ports] == [False] * 3
+
+
+def test_flannel_udp_is_the_recorded_state(lab_name: str) -> None:
+    made = lab.up("flannel-udp", lab_name)
+    for number, node in enumerate(made.nodes, start=1):
+        tunnel = links(node.netns)["flannel0"]
+        assert tunnel["flags"] == ["POINTOPOINT", "MULTICAST", "NOARP", "UP", "LOWER_UP"]
+        assert (tunnel["ifindex"], tunnel["mtu"], tunnel["txqlen"], tunnel["link_type"]) == (3, 1472, 500, "none")
+        assert tunnel["linkinfo"]["info_data"] == {
+            "type": "tun",
+            "pi": False,
+            "vnet_hdr": False,
+            "multi_queue": False,
+            "persist": False,
+        }
+        assert addresses(node.netns)["flannel0"] == [(f"10.244.{number}.0", 32, None)]
+        assert routes(node.netns) == {
+            ("default", "192.168.50.1", "eth0", "boot", "global", None, ()),
+            ("10.244.0.0/16", None, "flannel0", "boot", "global", None, ()),
+            (f"10.244.{number}.0/24", None, "cni0", "kernel", "link", f"10.244.{number}.1", ()),
+            ("192.168.50.0/24", None, "eth0", "kernel", "link", f"192.168.50.{10 + number}", ()),
+        }
+        check_node_base(node.netns, number)
+        check_node_rules(node.netns, f"10.244.{number}.0/24")
+    check_pods(made, 1472)
+    check_fabric(made)
+
+
+def test_calico_bgp_is_the_recorded_state(lab_name: str) -> None:
+    made = lab.up("calico-bgp", lab_name)
+    for number, node in enumerate(made.nodes, start=1):
+        other = 3 - number
+        found = links(node.netns)
+        first, second = (name for name in found if name.startswith("cali"))
+        assert set(found) == {"lo", "eth0", first, second}
+        pods = [pod.address for pod in made.pods if pod.node == node.name]
+        assert pods == [f"10.244.{number}.65", f"10.244.{number}.66"]
+        table = read(node.netns, "ip", "-4", "-j", "-d", "route")
+        assert [(route["dst"], route["protocol"]) for route in table if route["type"] == "blackhole"] == [
+            (f"10.244.{number}.64/26", "bird")
+        ]
+        expected = {
+            ("default", "192.168.50.1", "eth0", "boot", "global", None, ()),
+            (pods[0], None, first, "boot", "link", None, ()),
+            (pods[1], None, second, "boot", "link", None, ()),
+            (f"10.244.{other}.64/26", f"192.168.50.{10 + other}", "eth0", "bird", "global", None, ()),
+            ("192.168.50.0/24", None, "eth0", "kernel", "link", f"192.168.50.{10 + number}", ()),
+        }
+        unicast = {
+            (
+                route["dst"],
+                route.get("gateway"),
+                route["dev"],
+                route["protocol"],
+                route["scope"],
+                route.get("prefsrc"),
+                tuple(route["flags"]),
+            )
+            for route in table
+            if route["type"] == "unicast"
+        }
+        assert unicast == expected
+        for device in (first, second):
+            assert found[device]["address"] == "ee:ee:ee:ee:ee:ee"
+            assert (found[device]["txqlen"], found[device]["mtu"]) == (1000, 1500)
+            keys = [f"net.ipv4.conf.{device}.{key}" for key in ("proxy_arp", "rp_filter", "forwarding", "route_localnet")]
+            assert Netns(node.netns).run("sysctl", "-n", *keys).split() == ["1", "1", "1", "0"]
+            assert not [
+                entry for link in read(node.netns, "ip", "-j", "addr") if link["ifname"] == device for entry in link["addr_info"]
+            ]
+        assert rules(node.netns) == {}
+    pod = made.pod("pod1a")
+    assert addresses(pod.netns)["eth0"] == [("10.244.1.65", 32, None)]
+    assert routes(pod.netns) == {
+        ("default", "169.254.1.1", "eth0", "boot", "global", None, ()),
+        ("169.254.1.1", None, "eth0", "boot", "link", None, ()),
+    }
+
+
+def test_ptp_has_what_the_plugin_makes(lab_name: str) -> None:
+    made = lab.up("ptp", lab_name)
+    node = made.node("node1").netns
+    veths = [name for name in links(node) if name.startswith("veth")]
+    assert [addresses(node)[name] for name in veths] == [[("10.244.1.1", 32, None)]] * 2
+    for name, address in zip(veths, ("10.244.1.2", "10.244.1.3"), strict=True):
+        assert (address, None, name, "boot", "host", None, ()) in routes(node)
+    assert routes(made.pod("pod1a").netns) == {
+        ("default", "10.244.1.1", "eth0", "boot", "global", None, ()),
+        ("10.244.1.0/24", "10.244.1.1", "eth0", "boot", "global", "10.244.1.2", ()),
+        ("10.244.1.1", None, "eth0", "boot", "link", None, ()),
+    }

@@ -1,0 +1,83 @@
+"""Calico without an overlay: routed veths, proxy ARP, a /26 block on each node, routes between nodes as BIRD installs them.
+
+No daemon runs: the routes are static, marked with BIRD's protocol number; there is no policy (felix's chains).
+Facts: projectcalico, cni-plugin/pkg/dataplane/linux (veths, 169.254.1.1), felix/dataplane/linux/endpoint_mgr.go (sysctls).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from dataclasses import replace
+
+from netpath.errors import UsageError
+from netpath.lab.build import Build, Mode, make_underlay, plan_nodes_and_pods, start_echo
+from netpath.lab.options import Options
+from netpath.lab.state import State
+
+_GATEWAY = ipaddress.IPv4Address("169.254.1.1")
+_MAC = "ee:ee:ee:ee:ee:ee"
+_BIRD = 12
+"""RTPROT_BIRD."""
+_SCOPE_LINK = 253
+_BLOCK = 64
+
+
+def block(options: Options, number: int) -> ipaddress.IPv4Network:
+    """Node `number`'s block of addresses: the second /26 of its /24."""
+    return ipaddress.IPv4Network((int(options.pod_subnet(number).network_address) + _BLOCK, 26))
+
+
+def _plan(state: State, options: Options) -> State:
+    if options.ipv6 or options.services is not None or options.pods_per_node > _BLOCK - 2:
+        raise UsageError(f"lab calico-bgp: IPv4 only, no services, at most {_BLOCK - 2} pods on a node")
+    planned = plan_nodes_and_pods(state, options)
+    pods = []
+    for number, node in enumerate(planned.nodes, start=1):
+        on_node = [pod for pod in planned.pods if pod.node == node.name]
+        pods += [replace(pod, addresses=(str(block(options, number)[1 + position]),)) for position, pod in enumerate(on_node)]
+    return replace(planned, pods=tuple(pods))
+
+
+def _build(build: Build) -> None:
+    options = build.options
+    mtu = options.overlay_mtu or options.underlay_mtu
+    make_underlay(build)
+    for number in range(1, options.nodes + 1):
+        node = build.space(f"node{number}")
+        node.route(block(options, number), protocol=_BIRD, type="blackhole")
+        for other in range(1, options.nodes + 1):
+            if other != number:
+                node.route(block(options, other), options.uplink, options.node_address(other).ip, protocol=_BIRD)
+        for pod in (pod for pod in build.state.pods if pod.node == f"node{number}"):
+            space = build.space(pod.name)
+            # cali and eleven digits of a hash of the workload's name (libcalico-go, names.WEP).
+            host = f"cali{hashlib.sha1(f'default.{pod.name}'.encode()).hexdigest()[:11]}"
+            space.up("lo")
+            node.veth(host, options.pod_device, space, mtu=mtu)
+            node.set(host, address=_MAC)
+            device = host.replace(".", "/")
+            node.sysctl(f"net.ipv6.conf.{device}.disable_ipv6", 1, optional=True)
+            node.sysctl(f"net.ipv4.conf.{device}.rp_filter", 1)
+            node.sysctl(f"net.ipv4.conf.{device}.route_localnet", 0)
+            node.sysctl(f"net.ipv4.conf.{device}.proxy_arp", 1)
+            # The kernel waits up to 0.8 s before it answers for somebody else.
+            node.sysctl(f"net.ipv4.neigh.{device}.proxy_delay", 0)
+            node.sysctl(f"net.ipv4.conf.{device}.forwarding", 1)
+            space.address(options.pod_device, ipaddress.IPv4Interface((pod.addresses[0], 32)))
+            space.up(options.pod_device)
+            node.up(host)
+            space.route(ipaddress.IPv4Network((_GATEWAY, 32)), options.pod_device, scope=_SCOPE_LINK)
+            space.route("default", options.pod_device, _GATEWAY)
+            node.route(ipaddress.IPv4Network((pod.addresses[0], 32)), host, scope=_SCOPE_LINK)
+    start_echo(build)
+
+
+BGP = Mode(
+    name="calico-bgp",
+    summary="Calico without overlay: routed veths with proxy ARP, /26 blocks routed between nodes",
+    real_parts="real kernel datapath; felix, the CNI plugin and BIRD are imitated by static state; no policy chains",
+    try_commands=("netpath trace {lab}-pod1a {lab}-pod2a:7777 --udp", "netpath trace {lab}-pod1a {lab}-pod1b"),
+    plan=_plan,
+    build=_build,
+)
