@@ -47,10 +47,16 @@ class Overlay:
 
 
 def subnet_of(view: NodeView, overlay: Overlay | None = None) -> Network | None:
-    """The node's pod subnet: from subnet.env, else from the overlay device's own address."""
+    """The node's pod subnet: from subnet.env, from the rule that exempts it from masquerade, or from the overlay's own address."""
     told = network_of(env(view.files.get("subnet.env")).get("FLANNEL_SUBNET"))
-    if told is not None or overlay is None or overlay.link is None:
+    if told is not None:
         return told
+    exempt = view.rule("flanneld masq", " ! -s ", " -d ", "-j RETURN")
+    if exempt is not None:
+        words = exempt.split()
+        return network_of(words[words.index("-d") + 1])
+    if overlay is None or overlay.link is None:
+        return None
     for text in view.addresses(overlay.link):
         if text.endswith("/32"):
             lengths = [route.destination.partition("/")[2] for route in view.via(overlay.link) if route.nexthops[0].onlink]

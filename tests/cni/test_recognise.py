@@ -203,6 +203,21 @@ def test_host_gw_needs_a_mark_of_flannel() -> None:
     assert unknown.evidence == ("pods are attached to the bridge br7",)
 
 
+def test_host_gw_by_its_rules_alone() -> None:
+    """Without subnet.env the masquerade rules tell the network and the node's part of it."""
+    comment = '-m comment --comment "flanneld masq"'
+    scene = Scene(
+        rules=[
+            f"-A POSTROUTING {comment} -j FLANNEL-POSTRTG",
+            f"-A FLANNEL-POSTRTG -s 10.244.0.0/16 -d 10.244.0.0/16 {comment} -j RETURN",
+            f"-A FLANNEL-POSTRTG ! -s 10.244.0.0/16 -d 10.244.1.0/24 {comment} -j RETURN",
+        ]
+    )
+    scene.routes.append(_route("10.244.2.0/24", 2, "192.168.0.12"))
+    scene.pod("10.244.1.2", bridge=_bridge(scene, "cni0", "10.244.1.1/24"))
+    assert _kinds(scene.recognise()) == {("flannel", "host-gw")}
+
+
 def _calico(scene: Scene, protocol: str) -> None:
     for address in ("10.42.17.65", "10.42.17.66"):
         number = scene.pod(address, name=f"cali{address[-2:]}000000000", gateway="169.254.1.1", routed=True)
