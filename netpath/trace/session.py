@@ -147,7 +147,7 @@ def aim(request: TraceRequest, protocol: str, snapshot: Snapshot) -> tuple[endpo
         netns=source.netns,
         dst=destination.address,
         protocol=protocol,
-        src=source.address if source.pinned else None,
+        src=source.address,
         sport=request.sport,
         dport=destination.port,
         payload=0 if protocol == "tcp" else request.size,

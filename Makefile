@@ -1,0 +1,25 @@
+# Every target does the set-up it needs first; see README.md.
+.PHONY: demo test lint bench clean setup
+
+demo:
+	@scripts/setup
+	@scripts/demo
+
+test: lint
+	@.venv/bin/python -m pytest --durations=15
+
+lint:
+	@scripts/setup --dev
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+bench:
+	@scripts/setup --dev
+	@.venv/bin/python -m tests.bench
+
+setup:
+	@scripts/setup --dev
+
+clean:
+	@rm -rf .venv build dist netpath.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

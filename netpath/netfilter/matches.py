@@ -1,0 +1,477 @@
+"""The matches of iptables: words into tests of a packet.
+
+A test answers True, False, a probability between the two (``statistic``), or `Unknown` with what would have to be known.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from netpath.netfilter.sets import Sets
+from netpath.netfilter.types import HookContext, PacketState
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """The snapshot does not say whether it matches."""
+
+    why: str
+
+
+Answer = bool | float | Unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A packet at a hook, with the sets that rules may look into."""
+
+    packet: PacketState
+    context: HookContext
+    sets: Sets
+
+
+Match = Callable[[Scene], Answer]
+
+
+class Misunderstood(Exception):
+    """Words that netpath has no meaning for. `understood` are the matches of the same rule that it has."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.understood: tuple[Match, ...] = ()
+
+
+def negated(match: Match) -> Match:
+    def test(scene: Scene) -> Answer:
+        answer = match(scene)
+        if isinstance(answer, Unknown):
+            return answer
+        return not answer if isinstance(answer, bool) else 1 - answer
+
+    return test
+
+
+def in_network(address: str, network: str) -> bool:
+    """Whether an address lies in ``NETWORK/LENGTH`` or ``NETWORK/MASK`` (any mask, also one with holes)."""
+    base, _, mask = network.partition("/")
+    mine, theirs = ipaddress.ip_address(address), ipaddress.ip_address(base)
+    if mine.version != theirs.version:
+        return False
+    width = mine.max_prefixlen
+    if not mask:
+        bits = (1 << width) - 1
+    elif mask.isdigit():
+        bits = ((1 << int(mask)) - 1) << (width - int(mask))
+    else:
+        bits = int(ipaddress.ip_address(mask))
+    return int(mine) & bits == int(theirs) & bits
+
+
+def _address(field: str) -> Callable[[str], Match]:
+    def make(text: str) -> Match:
+        networks = text.split(",")
+        for network in networks:
+            in_network("::" if ":" in network else "0.0.0.0", network)
+        return lambda scene: any(in_network(getattr(scene.packet, field), network) for network in networks)
+
+    return make
+
+
+def _device(field: str) -> Callable[[str], Match]:
+    def make(text: str) -> Match:
+        def test(scene: Scene) -> Answer:
+            name = getattr(scene.context, field)
+            if name is None:
+                return False
+            return bool(name.startswith(text[:-1])) if text.endswith("+") else name == text
+
+        return test
+
+    return make
+
+
+_PROTOCOLS = {"1": "icmp", "6": "tcp", "17": "udp", "58": "icmpv6", "ipv6-icmp": "icmpv6", "ipencap": "4", "ipip": "4", "gre": "47"}
+
+
+def _protocol(text: str) -> Match:
+    wanted = _PROTOCOLS.get(text.lower(), text.lower())
+    return lambda scene: wanted in ("all", "0") or _PROTOCOLS.get(scene.packet.protocol, scene.packet.protocol) == wanted
+
+
+def _port_number(text: str) -> int:
+    import socket
+
+    return int(text) if text.isdigit() else socket.getservbyname(text)
+
+
+def _ports(text: str) -> tuple[tuple[int, int], ...]:
+    ranges = []
+    for part in text.split(","):
+        low, colon, high = part.partition(":")
+        first = _port_number(low) if low else 0
+        ranges.append((first, (_port_number(high) if high else 65535) if colon else first))
+    return tuple(ranges)
+
+
+def _port(*fields: str) -> Callable[[str], Match]:
+    def make(text: str) -> Match:
+        ranges = _ports(text)
+
+        def test(scene: Scene) -> Answer:
+            if scene.packet.protocol not in ("tcp", "udp", "sctp", "udplite", "dccp"):
+                return False
+            unknown = False
+            for field in fields:
+                port = getattr(scene.packet, field)
+                unknown |= port is None
+                if port is not None and any(low <= port <= high for low, high in ranges):
+                    return True
+            return Unknown(f"the {'source' if fields[0] == 'sport' else 'destination'} port is not known") if unknown else False
+
+        return test
+
+    return make
+
+
+def _mark(field: str) -> Callable[[str], Match]:
+    def make(text: str) -> Match:
+        value, _, mask = text.partition("/")
+        wanted, bits = int(value, 0), int(mask, 0) if mask else 0xFFFFFFFF
+
+        def test(scene: Scene) -> Answer:
+            if field == "mark":
+                return scene.packet.mark & bits == wanted
+            return (scene.packet.connection.mark if scene.packet.connection else 0) & bits == wanted
+
+        return test
+
+    return make
+
+
+def _state(text: str) -> Match:
+    wanted = {word.strip().lower() for word in text.split(",")}
+    unknown = wanted - {"new", "established", "related", "invalid", "untracked", "snat", "dnat"}
+    if unknown:
+        raise Misunderstood(f"connection state {', '.join(sorted(unknown))}")
+
+    def test(scene: Scene) -> Answer:
+        connection = scene.packet.connection
+        if connection is None:
+            return "invalid" in wanted
+        if connection.state in wanted:
+            return True
+        if "dnat" in wanted and connection.original.destination != connection.reply.source:
+            return True
+        return "snat" in wanted and connection.original.source != connection.reply.destination
+
+    return test
+
+
+def _original(field: str) -> Callable[[str], Match]:
+    def make(text: str) -> Match:
+        def test(scene: Scene) -> Answer:
+            connection = scene.packet.connection
+            if connection is None:
+                return False
+            side = connection.original if not field.startswith("reply.") else connection.reply
+            value = getattr(side, field.rpartition(".")[2])
+            if field.endswith("port"):
+                return (
+                    Unknown("the connection's port is not known")
+                    if value is None
+                    else any(a <= value <= b for a, b in _ports(text))
+                )
+            return in_network(value, text)
+
+        return test
+
+    return make
+
+
+def _direction(text: str) -> Match:
+    wanted = text.lower()
+    return lambda scene: scene.packet.connection is not None and scene.packet.connection.direction == wanted
+
+
+def _address_type(field: str) -> Callable[[str], Match]:
+    def make(text: str) -> Match:
+        wanted = {word.lower() for word in text.split(",")}
+        return lambda scene: scene.context.address_type(getattr(scene.packet, field), None) in wanted
+
+    return make
+
+
+_TCP_BITS = {"FIN": "F", "SYN": "S", "RST": "R", "PSH": "P", "ACK": "A", "URG": "U"}
+
+
+def _tcp_flags(mask: str, wanted: str) -> Match:
+    examined = set(_TCP_BITS.values()) if mask == "ALL" else {_TCP_BITS[word] for word in mask.split(",") if word != "NONE"}
+    expected = set(_TCP_BITS.values()) if wanted == "ALL" else {_TCP_BITS[word] for word in wanted.split(",") if word != "NONE"}
+    return lambda scene: scene.packet.protocol == "tcp" and set(scene.packet.tcp_flags) & examined == expected
+
+
+_ICMP_NAMES = {
+    "icmp": {
+        "echo-reply": 0,
+        "pong": 0,
+        "destination-unreachable": 3,
+        "redirect": 5,
+        "echo-request": 8,
+        "ping": 8,
+        "time-exceeded": 11,
+    },
+    "icmpv6": {
+        "destination-unreachable": 1,
+        "packet-too-big": 2,
+        "time-exceeded": 3,
+        "echo-request": 128,
+        "echo-reply": 129,
+        "router-solicitation": 133,
+        "router-advertisement": 134,
+        "neighbour-solicitation": 135,
+        "neighbor-solicitation": 135,
+        "neighbour-advertisement": 136,
+        "neighbor-advertisement": 136,
+    },
+}
+
+
+def _icmp(protocol: str) -> Callable[[str], Match]:
+    def make(text: str) -> Match:
+        if text in ("any", "255"):
+            return lambda scene: scene.packet.protocol == protocol
+        kind, _, code = text.partition("/")
+        number = int(kind) if kind.isdigit() else _ICMP_NAMES[protocol].get(kind)
+        if number is None:
+            raise Misunderstood(f"ICMP type {text}")
+        wanted = int(code) if code else None
+
+        def test(scene: Scene) -> Answer:
+            packet = scene.packet
+            return packet.protocol == protocol and packet.icmp_type == number and wanted in (None, packet.icmp_code)
+
+        return test
+
+    return make
+
+
+def _set(name: str, dimensions: str) -> Match:
+    def test(scene: Scene) -> Answer:
+        answer = scene.sets.holds(name, dimensions.split(","), scene.packet, scene.context)
+        return answer if isinstance(answer, bool) else Unknown(answer)
+
+    return test
+
+
+def _number_range(read: Callable[[Scene], int]) -> Callable[[str], Match]:
+    def make(text: str) -> Match:
+        low, colon, high = text.partition(":")
+        first, last = int(low or 0), (int(high) if high else 0xFFFFFFFF) if colon else int(low)
+        return lambda scene: first <= read(scene) <= last
+
+    return make
+
+
+def _address_range(field: str) -> Callable[[str], Match]:
+    def make(text: str) -> Match:
+        low, _, high = text.partition("-")
+        first, last = ipaddress.ip_address(low), ipaddress.ip_address(high or low)
+        return lambda scene: int(first) <= int(ipaddress.ip_address(getattr(scene.packet, field))) <= int(last)
+
+    return make
+
+
+def _physical(field: str) -> Callable[[str], Match]:
+    def make(text: str) -> Match:
+        def test(scene: Scene) -> Answer:
+            name = getattr(scene.context, field)
+            if name is None:
+                return False
+            return bool(name.startswith(text[:-1])) if text.endswith("+") else name == text
+
+        return test
+
+    return make
+
+
+Builder = Callable[[str], Match]
+ONE_WORD: Mapping[str, Builder] = {
+    "-s": _address("src"),
+    "--source": _address("src"),
+    "-d": _address("dst"),
+    "--destination": _address("dst"),
+    "-i": _device("in_device"),
+    "--in-interface": _device("in_device"),
+    "-o": _device("out_device"),
+    "--out-interface": _device("out_device"),
+    "-p": _protocol,
+    "--protocol": _protocol,
+    "--sport": _port("sport"),
+    "--source-port": _port("sport"),
+    "--dport": _port("dport"),
+    "--destination-port": _port("dport"),
+    "--sports": _port("sport"),
+    "--source-ports": _port("sport"),
+    "--dports": _port("dport"),
+    "--destination-ports": _port("dport"),
+    "--ports": _port("sport", "dport"),
+    "--ctstate": _state,
+    "--state": _state,
+    "--ctorigsrc": _original("source"),
+    "--ctorigdst": _original("destination"),
+    "--ctorigsrcport": _original("sport"),
+    "--ctorigdstport": _original("dport"),
+    "--ctreplsrc": _original("reply.source"),
+    "--ctrepldst": _original("reply.destination"),
+    "--ctdir": _direction,
+    "--ctproto": _protocol,
+    "--mark": _mark("mark"),
+    "--src-type": _address_type("src"),
+    "--dst-type": _address_type("dst"),
+    "--icmp-type": _icmp("icmp"),
+    "--icmpv6-type": _icmp("icmpv6"),
+    "--src-range": _address_range("src"),
+    "--dst-range": _address_range("dst"),
+    "--length": _number_range(lambda scene: scene.packet.length),
+    "--physdev-in": _physical("physical_in"),
+    "--physdev-out": _physical("physical_out"),
+}
+TWO_WORDS: Mapping[str, Callable[[str, str], Match]] = {"--match-set": _set, "--tcp-flags": _tcp_flags}
+NO_WORD: Mapping[str, Match] = {
+    "--syn": _tcp_flags("FIN,SYN,RST,ACK", "SYN"),
+    "--physdev-is-in": lambda scene: scene.context.physical_in is not None,
+    "--physdev-is-out": lambda scene: scene.context.physical_out is not None,
+    "--physdev-is-bridged": lambda scene: scene.context.bridged,
+    "--ttl-eq": lambda scene: False,
+}
+IGNORED_VALUES = frozenset(
+    {"--comment", "--limit", "--limit-burst", "--hashlimit-name", "--hashlimit-upto", "--hashlimit-burst", "--hashlimit-mode"}
+)
+"""Options whose value does not decide: comments, and rates that one probe does not exceed."""
+RECENT_VALUES = frozenset({"--seconds", "--hitcount", "--name", "--mask"})
+RECENT_FLAGS = frozenset({"--rsource", "--rdest", "--reap", "--rttl"})
+MODULES = frozenset(
+    {
+        "tcp",
+        "udp",
+        "icmp",
+        "icmp6",
+        "icmpv6",
+        "multiport",
+        "conntrack",
+        "state",
+        "mark",
+        "connmark",
+        "addrtype",
+        "comment",
+        "set",
+        "statistic",
+        "recent",
+        "physdev",
+        "limit",
+        "hashlimit",
+        "iprange",
+        "length",
+        "ttl",
+        "hl",
+        "sctp",
+        "udplite",
+    }
+)
+"""Match modules that are understood, for the documentation and its test."""
+
+
+def build(words: Sequence[str], family: int) -> tuple[Match, ...]:
+    """The tests of a rule's words. Raises Misunderstood at the first that has no meaning here, with the tests it could build."""
+    found: list[Match] = []
+    try:
+        _build(list(words), found)
+    except Misunderstood as error:
+        error.understood = tuple(found)
+        raise
+    except (ValueError, KeyError, IndexError, OSError) as error:
+        wrapped = Misunderstood(f"a value of {' '.join(words)[:80]!r} ({error})")
+        wrapped.understood = tuple(found)
+        raise wrapped from error
+    return tuple(found)
+
+
+def _build(words: list[str], found: list[Match]) -> None:
+    module = ""
+    while words:
+        word = words.pop(0)
+        negate = word == "!"
+        if negate:
+            word = words.pop(0)
+        if word in ("-m", "--match"):
+            module = words.pop(0)
+            if module not in MODULES:
+                raise Misunderstood(f"match {module}")
+            continue
+        match = _one(word, words, module)
+        if match is not None:
+            found.append(negated(match) if negate else match)
+
+
+def _one(word: str, words: list[str], module: str) -> Match | None:
+    if word in IGNORED_VALUES:
+        words.pop(0)
+        return None
+    if module == "statistic" and word == "--mode":
+        return _statistic(words)
+    if module == "recent":
+        return _recent(word, words)
+    if module in ("ttl", "hl") and word.startswith(("--ttl-", "--hl-")):
+        return _hops(word.rpartition("-")[2], int(words.pop(0)))
+    if module == "connmark" and word == "--mark":
+        return _mark("connmark")(words.pop(0))
+    if module == "addrtype" and word.startswith("--limit-iface"):
+        raise Misunderstood(f"match addrtype {word}")
+    if word in NO_WORD:
+        return NO_WORD[word]
+    if word in TWO_WORDS:
+        return TWO_WORDS[word](words.pop(0), words.pop(0))
+    if word in ONE_WORD:
+        return ONE_WORD[word](words.pop(0))
+    if word == "-f":
+        return lambda scene: False
+    raise Misunderstood(f"match option {word}" + (f" of {module}" if module else ""))
+
+
+def _statistic(words: list[str]) -> Match:
+    mode = words.pop(0)
+    values: dict[str, str] = {}
+    while words and words[0] in ("--probability", "--every", "--packet"):
+        values[words.pop(0)] = words.pop(0)
+    if mode == "random" and "--probability" in values:
+        chance = float(values["--probability"])
+    elif mode == "nth" and int(values.get("--every", "0")) > 0:
+        chance = 1 / int(values["--every"])
+    else:
+        raise Misunderstood(f"match statistic mode {mode}")
+    return lambda scene: chance
+
+
+def _recent(word: str, words: list[str]) -> Match | None:
+    if word in RECENT_FLAGS:
+        return None
+    if word in RECENT_VALUES:
+        words.pop(0)
+        return None
+    if word == "--set":
+        return lambda scene: True
+    if word in ("--rcheck", "--update"):
+        # The list of a `recent` match is not part of a snapshot. A flow that is asked about is taken as not seen before.
+        return lambda scene: False
+    raise Misunderstood(f"match recent {word}")
+
+
+def _hops(comparison: str, value: int) -> Match:
+    tests: Mapping[str, Match] = {
+        "eq": lambda scene: scene.packet.ttl == value,
+        "lt": lambda scene: scene.packet.ttl < value,
+        "gt": lambda scene: scene.packet.ttl > value,
+    }
+    return tests[comparison]
