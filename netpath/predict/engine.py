@@ -455,10 +455,10 @@ class Engine:
 def _belongs(packet: Packet, flow: FlowTuple) -> bool:
     if packet.src != flow.source or packet.dst != flow.destination:
         return False
-    pairs = ((packet.sport, flow.sport), (packet.dport, flow.dport))
     if packet.protocol not in ("udp", "tcp"):
         return True
-    return all(a is None or b is None or a == b for a, b in pairs)
+    # A port that nobody knows beforehand is the same one only where it comes back as such; it is not taken for any other.
+    return (packet.sport, packet.dport) == (flow.sport, flow.dport)
 
 
 def remove_rule(host: Host, rule: RuleRef) -> str:
