@@ -24,7 +24,7 @@ from netpath.model.packet import Ethernet, Headers, Icmp, Icmpv6, Ipv4, Ipv6, Tc
 
 PORTS = {4789: "vxlan", 8285: "ip"}
 MAC = {"src": "02:00:00:00:00:01", "dst": "02:00:00:00:00:02"}
-ETHER = Ether(**MAC)
+ETHER = Ether(src=MAC["src"], dst=MAC["dst"])
 V4, V6 = IP(src="10.0.0.1", dst="10.0.0.2"), IPv6(src="fd00::1", dst="fd00::2")
 LOAD = b"n" * 12
 ETHERNET = Ethernet(**MAC)

@@ -1,0 +1,452 @@
+"""Real packets through real devices: every field of what the probes report, and that nothing of them stays."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption
+from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop
+from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
+from scapy.layers.vxlan import VXLAN
+
+from netpath.ebpf import sys as bpf
+from netpath.ebpf.headers import parse
+from netpath.ebpf.tracer import Tracer
+from netpath.errors import MissingError
+from netpath.model import nonce as layout
+from netpath.model.event import Event
+from netpath.model.packet import Ethernet, Icmp, Icmpv6, Ipv4, Tcp, Udp
+from tests.netns import Netns, run, veth_pair
+
+pytestmark = [pytest.mark.root, pytest.mark.ebpf]
+PORTS = {4789: "vxlan", 8285: "ip"}
+DEADLINE = 10.0
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[Netns, Netns]]:
+    with veth_pair() as (a, b):
+        # Neighbours are known, so that nothing but the probes moves.
+        for one, device, other, peer, number in ((a, "a0", b, "b0", 2), (b, "b0", a, "a0", 1)):
+            mac = other.ip("-br", "link", "show", peer).split()[2]
+            one.batch(*(f"neigh replace {ip}{number} lladdr {mac} dev {device} nud permanent" for ip in ("10.9.0.", "fd09::")))
+        yield a, b
+
+
+@contextmanager
+def armed(*, count: int = 9, ring_bytes: int = 1 << 20, **options: Any) -> Iterator[tuple[Tracer, int]]:
+    nonce = layout.new_nonce()
+    with Tracer(ring_bytes=ring_bytes) as tracer:
+        tracer.load()
+        tracer.arm(nonce, count=count, tunnel_ports=options.pop("tunnel_ports", PORTS), **options)
+        yield tracer, nonce
+
+
+def until(tracer: Tracer, enough: Callable[[Sequence[Event]], bool]) -> list[Event]:
+    """Drain until `enough`; fails at the deadline with what was seen."""
+    events: list[Event] = []
+    end = time.monotonic() + DEADLINE
+    while not enough(events):
+        assert time.monotonic() < end, "\n".join(map(repr, events)) or "nothing was seen"
+        events += tracer.drain()
+    return events + tracer.drain()
+
+
+def steps(events: Sequence[Event]) -> list[tuple[str, str, str]]:
+    return [(event.hook, event.device, event.role) for event in sorted(events, key=lambda event: event.time_ns)]
+
+
+def of(events: Sequence[Event], kind: type) -> Any:
+    (event,) = events[:1]
+    return next(header for header in event.headers if isinstance(header, kind))
+
+
+def device(netns: Netns, name: str) -> tuple[int, int]:
+    return netns.inode, int(netns.ip("-o", "link", "show", name).split(":")[0])
+
+
+def test_udp_to_a_closed_port_is_dropped_with_its_reason(pair: tuple[Netns, Netns]) -> None:
+    a, b = pair
+    with armed() as (tracer, nonce), a.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        before = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        sender.sendto(layout.pack(nonce, 3, 40), ("10.9.0.2", 9))
+        port = sender.getsockname()[1]
+        events = until(tracer, lambda seen: any(event.hook == "drop" and event.role == "probe" for event in seen))
+        after = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    there = [event for event in events if event.role == "probe"]
+    assert steps(there) == [("tx", "a0", "probe"), ("rx", "b0", "probe"), ("drop", "b0", "probe")]
+    tx, rx, drop = there
+    assert (tx.netns, tx.ifindex) == device(a, "a0")
+    assert (rx.netns, rx.ifindex) == device(b, "b0")
+    assert drop.netns == b.inode
+    assert drop.reason == "NO_SOCKET"
+    for event in (tx, rx):
+        assert (event.sequence, event.length, event.ip_length) == (3, 82, 68)
+        assert event.headers[0] == Ethernet(
+            src=a.ip("-br", "link", "show", "a0").split()[2], dst=b.ip("-br", "link", "show", "b0").split()[2]
+        )
+        assert event.headers[2] == Udp(port, 9)
+        ip = of([event], Ipv4)
+        assert (ip.src, ip.dst, ip.ttl, ip.length) == ("10.9.0.1", "10.9.0.2", 64, 68)
+    assert tx.skb == rx.skb == drop.skb
+    assert before <= tx.time_ns < rx.time_ns < drop.time_ns <= after
+    # The port unreachable that came back quotes the probe.
+    errors = [event for event in events if event.role == "error" and event.hook in ("tx", "rx")]
+    assert steps(errors) == [("tx", "b0", "error"), ("rx", "a0", "error")]
+    assert of(errors, Icmp) == Icmp(3, 3)
+    assert {event.sequence for event in events} == {3}
+
+
+@pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "10.9.0.2"), (socket.AF_INET6, "fd09::2")])
+def test_delivery_is_seen_at_local_in_and_at_the_socket(pair: tuple[Netns, Netns], family: int, address: str) -> None:
+    a, b = pair
+    with (
+        armed(listen_in=[a.path, b.path]) as (tracer, nonce),
+        a.socket(family, socket.SOCK_DGRAM) as sender,
+        b.socket(family, socket.SOCK_DGRAM) as receiver,
+    ):
+        assert tracer.missing_hooks == ()
+        receiver.bind((address, 0))
+        sender.sendto(layout.pack(nonce, 0, 12), (address, receiver.getsockname()[1]))
+        expected = ["local_out", "tx", "rx", "local_in"] + ["socket"] * ("socket" in tracer.hooks)
+        events = until(tracer, lambda seen: len(seen) >= len(expected))
+        assert [event.hook for event in events] == expected
+        assert [event.netns for event in events] == [a.inode, a.inode, b.inode, b.inode, b.inode][: len(expected)]
+        assert {event.ip_length for event in events} == {40 if family == socket.AF_INET else 60}
+        assert receiver.recv(100) == layout.pack(nonce, 0, 12)
+
+
+def test_echo_and_its_answer(pair: tuple[Netns, Netns]) -> None:
+    a, _ = pair
+    for kind, family, number, address in (
+        (Icmp, socket.AF_INET, socket.IPPROTO_ICMP, "10.9.0.2"),
+        (Icmpv6, socket.AF_INET6, socket.IPPROTO_ICMPV6, "fd09::2"),
+    ):
+        with armed() as (tracer, nonce), a.socket(family, socket.SOCK_RAW, number) as sender:
+            body = layout.pack(nonce, 4, 20)
+            request = bytes(ICMP(id=77, seq=4) / body) if kind is Icmp else struct.pack(">BBHHH", 128, 0, 0, 77, 4) + body
+            sender.sendto(request, (address, 0))
+            events = until(tracer, lambda seen: ("rx", "a0", "answer") in steps(seen))
+        hops = [event for event in events if event.hook in ("tx", "rx")]
+        assert steps(hops) == [("tx", "a0", "probe"), ("rx", "b0", "probe"), ("tx", "b0", "answer"), ("rx", "a0", "answer")]
+        assert of(hops[:1], kind) == kind(8 if kind is Icmp else 128, 0, 77, 4)
+        assert of(hops[2:], kind) == kind(0 if kind is Icmp else 129, 0, 77, 4)
+
+
+def frame(a: Netns, b: Netns) -> Any:
+    return Ether(src=a.ip("-br", "link", "show", "a0").split()[2], dst=b.ip("-br", "link", "show", "b0").split()[2])
+
+
+def inject(netns: Netns, name: str, data: bytes) -> None:
+    with netns.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+        sender.bind((name, 0))
+        sender.send(data)
+
+
+def test_a_syn_by_its_number_and_the_answer_by_its_acknowledgement(pair: tuple[Netns, Netns]) -> None:
+    a, b = pair
+    base = 0xFFFFFFF0  # wraps between the probes
+    with armed(tcp_base=base) as (tracer, _):
+        for sequence, number in ((2, layout.tcp_sequence(base, 2)), (0, base + 1)):  # the second one is nobody's probe
+            packet = frame(a, b) / IP(src="10.9.0.1", dst="10.9.0.2") / TCP(sport=5000 + sequence, dport=81, seq=number)
+            inject(a, "a0", bytes(packet))
+        events = until(tracer, lambda seen: ("rx", "a0", "answer") in steps(seen))
+    hops = [event for event in events if event.hook in ("tx", "rx")]
+    assert steps(hops)[:4] == [("tx", "a0", "probe"), ("rx", "b0", "probe"), ("tx", "b0", "answer"), ("rx", "a0", "answer")]
+    assert {event.sequence for event in hops} == {2}
+    answer = of(hops[2:], Tcp)
+    assert (answer.flags, answer.ack) == ("RA", layout.tcp_sequence(base, 2) + 1)
+
+
+V4, V6 = IP(src="10.9.0.1", dst="10.9.0.77"), IPv6(src="fd09::1", dst="fd09::77")
+DATAGRAM = UDP(sport=40000, dport=9)
+STACKS: Mapping[str, Any] = {
+    "qinq": Dot1AD(vlan=7, type=0x8100) / Dot1Q(vlan=100) / V4 / DATAGRAM,
+    "priority tag": Dot1Q(vlan=0, prio=5) / V4 / DATAGRAM,
+    "ipv4 options": IP(src="10.9.0.1", dst="10.9.0.77", options=[IPOption(b"\x01")] * 37) / DATAGRAM,
+    "ipv6 extensions": V6 / IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt() / IPv6ExtHdrFragment(m=1) / DATAGRAM,
+    "ipip": V4 / V4 / DATAGRAM,
+    "sit": V4 / V6 / DATAGRAM,
+    "ip6ip6": V6 / V6 / DATAGRAM,
+    "ip in udp": V4 / UDP(sport=8285, dport=8285) / V4 / DATAGRAM,
+    "vxlan": V4 / UDP(sport=9, dport=4789) / VXLAN(vni=42, flags=8) / Ether(src="02::1", dst="02::2") / V4 / DATAGRAM,
+    "vxlan, tagged inside and outside": Dot1Q(vlan=9)
+    / V6
+    / UDP(sport=9, dport=4789)
+    / VXLAN(vni=42, flags=8)
+    / Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+    / Dot1Q(vlan=10)
+    / V6
+    / DATAGRAM,
+    "quoted in an ipv6 error": V6 / ICMPv6DestUnreach() / V6 / DATAGRAM,
+    "quoted in an error in ipip": V4 / V4 / ICMP(type=11) / V4 / DATAGRAM,
+}
+del STACKS["vxlan"][Ether].src, STACKS["vxlan"][Ether].dst
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_the_mark_is_found_in_any_stack(pair: tuple[Netns, Netns], name: str) -> None:
+    a, b = pair
+    with armed() as (tracer, nonce):
+        data = bytes(frame(a, b) / STACKS[name] / layout.pack(nonce, 5, 12))
+        inject(a, "a0", data)
+        events = until(tracer, lambda seen: {"tx", "rx"} <= {event.hook for event in seen})
+    expected, ip_length = parse(data, -1, 0, PORTS)
+    hops = [event for event in events if event.hook in ("tx", "rx")]
+    assert [(event.hook, event.device) for event in hops] == [("tx", "a0"), ("rx", "b0")]
+    for event in hops:
+        assert (event.headers, event.length, event.ip_length) == (expected, len(data), ip_length)
+        assert (event.sequence, event.role) == (5, "error" if "quoted" in name else "probe")
+
+
+@pytest.mark.parametrize("tags", [Dot1Q(vlan=100), Dot1AD(vlan=7, type=0x8100) / Dot1Q(vlan=100), Dot1Q(vlan=0, prio=5)])
+def test_a_tag_that_the_kernel_carries_beside_the_packet(tags: Any) -> None:
+    """On reception the kernel takes the outer tag out of the frame; a bridge hands it on beside it (net/core/dev.c)."""
+    with veth_pair() as (a, b):
+        b.batch(
+            "link add br0 type bridge",
+            "link add c0 type veth peer name c1",
+            *(f"link set {name} master br0" for name in ("b0", "c0")),
+            *(f"link set {name} up" for name in ("c1", "c0", "br0")),
+        )
+        with armed() as (tracer, nonce):
+            data = bytes(Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:99") / tags / V4 / DATAGRAM / layout.pack(nonce, 1, 12))
+            inject(a, "a0", data)
+            events = until(tracer, lambda seen: ("rx", "c1", "probe") in steps(seen))
+    hops = [event for event in events if event.hook in ("tx", "rx")]
+    ports = [step for step in steps(hops) if step[1] != "br0"]
+    assert ports == [("tx", "a0", "probe"), ("rx", "b0", "probe"), ("tx", "c0", "probe"), ("rx", "c1", "probe")]
+    expected, ip_length = parse(data, -1, 0, PORTS)
+    for event in hops:
+        if event.device != "br0":
+            assert (event.headers, event.length, event.ip_length) == (expected, len(data), ip_length), event.device
+
+
+def test_what_does_not_fit_is_counted(pair: tuple[Netns, Netns]) -> None:
+    a, _ = pair
+    with armed(ring_bytes=4096, count=300) as (tracer, nonce), a.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for sequence in range(300):
+            with contextlib.suppress(ConnectionRefusedError):
+                sender.sendto(layout.pack(nonce, sequence, 12), ("10.9.0.2", 9))
+        received = tracer.drain()
+        assert 0 < len(received) < 300
+        assert tracer.lost > 0
+        assert len(received) + tracer.lost == tracer.generated
+        assert tracer.generated >= 3 * 300
+
+
+def test_two_runs_at_once_see_only_their_own(pair: tuple[Netns, Netns]) -> None:
+    a, _ = pair
+    with (
+        armed() as (one, first),
+        armed() as (two, second),
+        a.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        for nonce, sequence in ((first, 1), (second, 2), (first, 3)):
+            sender.sendto(layout.pack(nonce, sequence, 12), ("10.9.0.2", 9))
+        seen = [
+            until(tracer, lambda events, last=last: any(e.sequence == last and e.hook == "drop" for e in events))  # type: ignore[misc]
+            for tracer, last in ((one, 3), (two, 2))
+        ]
+    assert [{event.sequence for event in events} for events in seen] == [{1, 3}, {2}]
+
+
+def test_numbers_beyond_the_last_are_foreign(pair: tuple[Netns, Netns]) -> None:
+    a, _ = pair
+    with armed(count=3) as (tracer, nonce), a.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for sequence in (9, 2**32 - 1, 3):
+            sender.sendto(layout.pack(nonce, sequence, 12), ("10.9.0.2", 9))
+        sender.sendto(layout.pack(nonce ^ 1 << 63, 1, 12), ("10.9.0.2", 9))
+        events = until(tracer, lambda seen: any(event.hook == "drop" for event in seen))
+    assert {event.sequence for event in events} == {3}
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class _Message(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("name_length", ctypes.c_uint),
+        ("vectors", ctypes.c_void_p),
+        ("vector_count", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("control_length", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+        ("sent", ctypes.c_uint),
+    )
+
+
+class Flood:
+    """Sends one frame over and over from a thread (the system call runs without Python's lock)."""
+
+    BATCH = 1024
+
+    def __init__(self, netns: Netns, name: str, data: bytes) -> None:
+        self._socket = netns.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        self._socket.bind((name, 0))
+        self._data = ctypes.create_string_buffer(data, len(data))
+        self._vector = _Iovec(ctypes.addressof(self._data), len(data))
+        self._messages = (_Message * self.BATCH)()
+        for message in self._messages:
+            message.vectors, message.vector_count = ctypes.addressof(self._vector), 1
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        libc = ctypes.CDLL(None)
+        while not self._stop.is_set():
+            libc.sendmmsg(self._socket.fileno(), self._messages, self.BATCH, 0)
+
+    def __enter__(self) -> Flood:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._socket.close()
+
+
+def received(netns: Netns, name: str) -> int:
+    return int(netns.call(lambda: Path("/proc/thread-self/net/dev").read_text()).partition(f"{name}:")[2].split()[1])
+
+
+def test_a_hundred_thousand_foreign_packets_a_second(pair: tuple[Netns, Netns]) -> None:
+    a, b = pair
+    count = 100
+    foreign = bytes(frame(a, b) / IP(src="10.9.0.1", dst="10.9.0.77") / DATAGRAM / (b"\xff" * 64))
+    with (
+        armed(count=count) as (tracer, nonce),
+        Flood(a, "a0", foreign),
+        a.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        b.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+    ):
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        receiver.settimeout(DEADLINE)
+        receiver.bind(("10.9.0.2", 0))
+        began, packets = time.monotonic(), received(b, "b0")
+        events: list[Event] = []
+        for sequence in range(count):
+            sender.sendto(layout.pack(nonce, sequence, 64), receiver.getsockname())
+            receiver.recv(100)
+            events += tracer.drain()
+        while received(b, "b0") < packets + 100_000 and time.monotonic() < began + DEADLINE:
+            time.sleep(0.01)  # the sender needs the interpreter, too
+            events += tracer.drain()
+        rate = (received(b, "b0") - packets) / (time.monotonic() - began)
+        events += tracer.drain()
+        assert rate >= 100_000
+        assert tracer.lost == 0
+        assert tracer.generated == len(events)
+    hooks = ("tx", "rx", "socket")
+    assert {event.hook for event in events} <= {*hooks, "drop"}
+    for hook in hooks[:2]:
+        assert [event.sequence for event in events if event.hook == hook] == list(range(count))
+    assert all(of([event], Udp).dport != DATAGRAM.dport for event in events)
+
+
+def objects(pid: int) -> dict[int, set[int]]:
+    """The ids of the eBPF programs, maps and links that a process holds, by the command that lists such ids."""
+    found: dict[int, set[int]] = {bpf.PROG_GET_NEXT_ID: set(), bpf.MAP_GET_NEXT_ID: set(), bpf.LINK_GET_NEXT_ID: set()}
+    words = {"prog_id:": bpf.PROG_GET_NEXT_ID, "map_id:": bpf.MAP_GET_NEXT_ID, "link_id:": bpf.LINK_GET_NEXT_ID}
+    for info in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(OSError):
+            for line in info.read_text().splitlines():
+                word, _, number = line.partition("\t")
+                if word in words:
+                    found[words[word]].add(int(number))
+    return found
+
+
+def gone(held: Mapping[int, set[int]]) -> bool:
+    return not any(bpf.ids(command) & ids for command, ids in held.items())
+
+
+def test_closing_leaves_nothing(pair: tuple[Netns, Netns]) -> None:
+    a, b = pair
+    before = objects(os.getpid())
+    with armed(listen_in=[a.path, b.path]):
+        held = {command: ids - before[command] for command, ids in objects(os.getpid()).items()}
+        assert len(held[bpf.PROG_GET_NEXT_ID]) == 7
+        assert len(held[bpf.MAP_GET_NEXT_ID]) == 4
+        assert len(held[bpf.LINK_GET_NEXT_ID]) >= 5 + 8
+        assert not gone(held)
+    assert objects(os.getpid()) == before
+    wait_gone(held)
+
+
+def wait_gone(held: Mapping[int, set[int]]) -> None:
+    end = time.monotonic() + DEADLINE
+    while not gone(held):
+        assert time.monotonic() < end, f"still there: {held}"
+
+
+CHILD = """
+import sys
+from netpath.ebpf.tracer import Tracer
+with Tracer() as tracer:
+    tracer.load()
+    tracer.arm(1, count=1, tunnel_ports={4789: "vxlan"}, listen_in=sys.argv[1:])
+    print("armed", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_kill_leaves_nothing(pair: tuple[Netns, Netns]) -> None:
+    a, b = pair
+    for _ in range(3):
+        child = subprocess.Popen([sys.executable, "-c", CHILD, a.path, b.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        with child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"armed\n"
+            held = objects(child.pid)
+            assert all(held.values())
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+        wait_gone(held)
+        for netns in (a, b):
+            assert "clsact" not in run("tc", "-n", netns.name, "qdisc", "show")
+
+
+def test_the_self_check_passes_and_is_not_reported() -> None:
+    with armed() as (tracer, _):
+        tracer.self_check()
+        assert tracer.generated >= 2
+        assert tracer.drain() == []
+
+
+@pytest.mark.parametrize(
+    ("struct_name", "member"),
+    [("sk_buff", "len"), ("sk_buff", "head"), ("net_device", "ifindex"), ("net_device", "name"), ("ns_common", "inum")],
+)
+def test_the_self_check_refuses_wrong_offsets(
+    struct_name: str, member: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from netpath.ebpf import programs
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    real = programs.defines
+
+    def wrong(types: Any) -> dict[str, int]:
+        values = real(types)
+        return {**values, f"OFF_{struct_name}_{member}": values[f"OFF_{struct_name}_{member}"] + 4}
+
+    monkeypatch.setattr(programs, "defines", wrong)
+    with armed() as (tracer, _), pytest.raises(MissingError, match="probes"):
+        tracer.self_check()
