@@ -6,7 +6,7 @@ demo:
 	@scripts/demo
 
 test: lint
-	@.venv/bin/python -m pytest --durations=15
+	@NETPATH_WHOLE_SUITE=1 .venv/bin/python -m pytest --durations=15
 
 lint:
 	@scripts/setup --dev

@@ -444,7 +444,8 @@ def _statistic(words: list[str]) -> Match:
     mode = words.pop(0)
     values: dict[str, str] = {}
     while words and words[0] in ("--probability", "--every", "--packet"):
-        values[words.pop(0)] = words.pop(0)
+        name = words.pop(0)
+        values[name] = words.pop(0)
     if mode == "random" and "--probability" in values:
         chance = float(values["--probability"])
     elif mode == "nth" and int(values.get("--every", "0")) > 0:
