@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,11 +19,9 @@ pytestmark = [pytest.mark.root, pytest.mark.ebpf]
 
 
 def trace(overlay_: Overlay, *, node: int = 0, pod: int = 0, to: tuple[int, int] = (1, 0), **options: object) -> TraceRun:
-    source = overlay_.pods[node][pod].name
-    address = overlay_.address(*to)
+    source, target = overlay_.pods[node][pod].name, overlay_.pods[to[0]][to[1]].name
     port = options.pop("port", ECHO_PORT)
-    written = f"[{address}]" if ":" in address else address
-    destination = written if port is None else f"{written}:{port}"
+    destination = f"netns:{target}" + (f":{port}" if port is not None else "")
     settings = {"protocol": "udp", "count": 3, **options}
     return run(TraceRequest(source=f"netns:{source}", destination=destination, **settings))  # type: ignore[arg-type]
 
@@ -163,14 +162,15 @@ def _nothing(made: Overlay) -> None:
 
 
 FAULTS = [
-    Fault("missing FDB entry", _no_fdb, frozenset({"VXLAN_NO_REMOTE"}), (1, "tunnel-x", "tx"), {}),
+    Fault("missing FDB entry", _no_fdb, frozenset({"VXLAN_NO_REMOTE", "NO_TX_TARGET"}), (1, "tunnel-x", "tx"), {}),
     Fault("missing route", _no_route, frozenset({"IP_INNOROUTES"}), (1, "sw.itch", "rx"), {}),
     Fault("ip_forward=0", _no_forwarding, frozenset({"IP_INADDRERRORS"}), (1, "sw.itch", "rx"), {}),
     Fault("strict rp_filter", _strict_rp_filter, frozenset({"IP_RPFILTER"}), (3, "tunnel-x", "rx"), {}),
     Fault("TTL 1", _nothing, frozenset({"IP_INHDR", "TTL_EXPIRED"}), (1, "sw.itch", "rx"), {"ttl": 1}),
     Fault("too large, and not to be fragmented", _nothing, frozenset({"PKT_TOO_BIG"}), (0, "", ""), {"df": True, "size": 1500}),
     Fault("missing neighbour", _no_neighbour, frozenset({"NEIGH_FAILED"}), (1, "sw.itch", "rx"), {"timeout": 5.0}),
-    Fault("down device", _down, frozenset(), (3, "sw.itch", "tx"), {"timeout": 5.0}),
+    # Its only port down, the bridge has no carrier, and nobody answers ARP behind it.
+    Fault("down device", _down, frozenset({"NEIGH_FAILED"}), (3, "tunnel-x", "rx"), {"timeout": 5.0}),
 ]
 
 
@@ -232,20 +232,17 @@ def test_tcpdump_on_every_device_sees_the_same() -> None:
         forward = [(netns, device, direction, length) for _, netns, device, direction, length in sorted(seen)]
         path = only(result.trace)
         mine = [(hop.netns.name, hop.device.name, hop.direction, hop.ip_length) for hop in path.hops]
-        # The capture holds the warm-up as well, and the echoes of both: the last probe's forward part is compared.
-        tail = [entry for entry in forward if entry in mine]
-        assert tail[-len(mine) :] == mine
+        # The capture holds the warm-up as well.
+        assert forward == mine + mine
 
 
 def _parse(line: str) -> tuple[float, str, str, int] | None:
     """(time, device, tx or rx, IP length) of one line of ``tcpdump -i any -e -tt`` that belongs to the traced flow, forward."""
-    import re
-
     head = re.match(r"(\d+\.\d+) (\S+)\s+(In|Out|P|B|M)\s.* length (\d+): ", line)
     if head is None:
         return None
-    inner = line.rpartition("40777 > ")
-    if not inner[1]:
+    # tcpdump does not look into VXLAN on a port of our own: a wrapped probe is known by the tunnel's direction.
+    if ".40777 > " not in line and "> 172.31.7.2.5999: " not in line:
         return None
     # The link-level length of a cooked capture counts its own header: 20 bytes (SLL2).
     return float(head[1]), head[2], "tx" if head[3] == "Out" else "rx", int(head[4]) - 20
