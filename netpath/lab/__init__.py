@@ -17,7 +17,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from netpath.errors import MissingError, UsageError
 from netpath.lab import netns, state
@@ -39,6 +39,7 @@ __all__ = [
     "down_all",
     "find",
     "list_labs",
+    "parse_options",
     "run_in",
     "running",
     "up",
@@ -170,6 +171,26 @@ def up(mode: str = MODES[0].name, name: str | None = None, **options: Any) -> La
         return _lab(store.state)
 
 
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["services=nftables", "nodes=3", "ipv6=yes"]`` as keyword arguments for `up`. Raises UsageError."""
+    hints = get_type_hints(Options)
+    known: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or name not in hints:
+            raise UsageError(f"lab option {pair!r}: NAME=VALUE with NAME one of {', '.join(hints)}")
+        kinds = [kind for kind in (get_args(hints[name]) or (hints[name],)) if kind is not type(None)]
+        try:
+            known[name] = _BOOLEANS[text.lower()] if bool in kinds else int(text) if int in kinds else text
+        except (KeyError, ValueError):
+            what = "yes or no" if bool in kinds else "a number"
+            raise UsageError(f"lab option {name}: {text!r} is not {what}") from None
+    return known
+
+
+_BOOLEANS = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
+
+
 def down(name: str) -> None:
     """Remove a lab and wait until it is gone; processes that run in its namespaces are ended.
 
@@ -179,6 +200,8 @@ def down(name: str) -> None:
     with state.locked(name, wait=True):
         stored = state.load(name)
         if stored is None:
+            # A builder may have died while it wrote its first word.
+            state.forget(name)
             raise UsageError(f"no lab called {name!r}" + (f"; there are {', '.join(state.names())}" if state.names() else ""))
         remove(stored, hard=any(mode.hard_end for mode in MODES if mode.name == stored.mode))
 
@@ -191,6 +214,10 @@ def down_all() -> tuple[str, ...]:
         with contextlib.suppress(UsageError):
             down(name)
             gone.append(name)
+    for name in state.remnants():
+        with contextlib.suppress(UsageError), state.locked(name, wait=False):
+            if state.load(name) is None:
+                state.forget(name)
     return tuple(gone)
 
 

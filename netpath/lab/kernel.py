@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import ipaddress
 import os
@@ -120,7 +121,12 @@ class Space:
 
     def link(self, device: str, kind: str, **attributes: Any) -> None:
         """Make a device."""
-        self._ask(f"making {device}", lambda: self._route.link("add", ifname=device, kind=kind, **attributes))
+        try:
+            self._ask(f"making {device}", lambda: self._route.link("add", ifname=device, kind=kind, **attributes))
+        except NetpathError as error:
+            if getattr(error.__cause__, "code", None) == errno.EOPNOTSUPP:
+                raise MissingError(f"lab: this kernel makes no {kind} devices (modprobe {kind} may help)") from error
+            raise
 
     def veth(self, device: str, peer: str, other: Space, *, mtu: int = 1500, queue: int | None = None) -> None:
         """A veth pair: `device` here, `peer` in `other`. `queue` is both ends' txqueuelen."""

@@ -114,6 +114,14 @@ def names() -> tuple[str, ...]:
         return ()
 
 
+def remnants() -> tuple[str, ...]:
+    """Names of labs whose builder died before anything of them was made: a draft or a lock, no document."""
+    try:
+        return tuple(sorted({path.stem for suffix in ("new", "lock") for path in DIRECTORY.glob(f"*.{suffix}")} - set(names())))
+    except OSError:
+        return ()
+
+
 def load(name: str) -> State | None:
     """The lab's document, None if there is none. A document cut short by a full disk raises NetpathError."""
     try:

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from netpath.lab import netns, state
 from tests.netns import Netns
 
 
@@ -18,17 +19,17 @@ class Space(Netns):
         return str(Path("/run/netns", self.name))
 
 
-def read(netns: str, *words: str) -> Any:
+def read(space: str, *words: str) -> Any:
     """The JSON that ip or bridge prints in a namespace."""
-    text = Space(netns).run(*words)
+    text = Space(space).run(*words)
     return json.loads(text) if text.strip() else []
 
 
-def rules(netns: str, backend: str = "iptables-nft") -> dict[str, list[str]]:
+def rules(space: str, backend: str = "iptables-nft") -> dict[str, list[str]]:
     """iptables-save without counters and comments: table to lines, policies of built-in chains included."""
     tables: dict[str, list[str]] = {}
     current: list[str] = []
-    for line in Space(netns).run(f"{backend}-save").splitlines():
+    for line in Space(space).run(f"{backend}-save").splitlines():
         if line.startswith("*"):
             current = tables.setdefault(line[1:], [])
         elif line.startswith((":", "-A")):
@@ -43,15 +44,19 @@ def leftovers(name: str) -> list[str]:
     return found
 
 
-def namespaces_in_use() -> set[int]:
-    """Inodes of the network namespaces that some process is in."""
+def inhabitants(inodes: set[int]) -> set[tuple[int, int]]:
+    """Processes in these network namespaces, as (pid, start time). An inode's number alone may be somebody else's by tomorrow."""
     found = set()
-    for path in Path("/proc").glob("[0-9]*/ns/net"):
-        try:
-            found.add(path.stat().st_ino)
-        except OSError:
-            continue
+    for pid in netns.processes_in(frozenset(inodes)):
+        began = state.start_time(pid)
+        if began is not None:
+            found.add((pid, began))
     return found
+
+
+def alive(known: set[tuple[int, int]]) -> set[int]:
+    """Those of them that are still there."""
+    return {pid for pid, began in known if state.start_time(pid) == began}
 
 
 def processes(word: str) -> set[int]:

@@ -18,8 +18,9 @@ from netpath import lab
 from netpath.errors import MissingError
 from netpath.lab import Lab, guests, state
 from netpath.lab.docker_api import Docker
-from tests.lab.helpers import Space, leftovers, namespaces_in_use, processes, read, rules
+from tests.lab.helpers import Space, alive, inhabitants, leftovers, processes, read, rules
 from tests.lab.test_lifecycle import gone
+from tests.lab.test_traffic import check_pairs
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
 
@@ -150,14 +151,34 @@ def test_without_the_userland_proxy(lab_name: str) -> None:
     assert exchange(made.pod("c1").path, 0, "192.168.50.11", 12346) == "192.168.50.11:12346"
 
 
+def test_flannel_below_docker(lab_name: str) -> None:
+    """docker0 has the node's Flannel subnet and MTU; containers reach each other across nodes by the overlay, without NAT."""
+    made = lab.up("flannel-docker", lab_name)
+    assert {pod.name: pod.address for pod in made.pods} == {
+        "pod1a": "10.244.1.2",
+        "pod1b": "10.244.1.3",
+        "pod2a": "10.244.2.2",
+        "pod2b": "10.244.2.3",
+    }
+    (bridge,) = [link for link in read(made.node("node2").netns, "ip", "-j", "addr") if link["ifname"] == "docker0"]
+    assert ("10.244.2.1", 24) in [(entry["local"], entry["prefixlen"]) for entry in bridge["addr_info"]]
+    nat = rules(made.node("node1").netns)["nat"]
+    assert not [line for line in nat if "MASQUERADE" in line and "flanneld" not in line]
+    (eth0,) = [link for link in read(made.pod("pod1a").path, "ip", "-j", "link") if link["ifname"] == "eth0"]
+    assert eth0["mtu"] == 1450
+    check_pairs(made)
+
+
 def test_twenty_times_up_and_down_leaves_nothing(lab_name: str) -> None:
     before = outside()
     for _ in range(20):
         made = lab.up("docker", lab_name)
         inodes = {member.inode for member in (*made.nodes, *made.pods)}
+        inside = inhabitants(inodes)
+        assert len(inside) > 12  # dockerd, containerd, shims, proxies, containers
         lab.down(lab_name)
         assert traces(lab_name) == []
-        assert not inodes & namespaces_in_use()
+        assert not alive(inside)
         gone(lab_name)
     new = {path for path in outside() - before if "netpath" not in path}
     # Others may use the machine meanwhile; Docker's places are ours alone to answer for.

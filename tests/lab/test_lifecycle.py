@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from netpath import lab
-from netpath.errors import NetpathError, UsageError
+from netpath.errors import MissingError, NetpathError, UsageError
 from netpath.lab import state
-from tests.lab.helpers import leftovers, namespaces_in_use, processes, run
+from netpath.lab.kernel import Space
+from tests.lab.helpers import alive, inhabitants, leftovers, processes, run
 
 pytestmark = pytest.mark.root
 
@@ -35,9 +36,10 @@ def test_twenty_times_up_and_down_leaves_nothing(lab_name: str) -> None:
         inodes = {member.inode for member in (*made.nodes, *made.pods)}
         assert len(inodes) == 6
         pid = echo_pid(lab_name)
+        inside = inhabitants(inodes)
         lab.down(lab_name)
         assert leftovers(lab_name) == []
-        assert not inodes & namespaces_in_use()
+        assert not alive(inside)
         assert not Path(f"/proc/{pid}").exists()
         # Generous: the machine has other things to do.
         assert seconds < 5
@@ -96,18 +98,18 @@ def test_killed_at_any_step_down_removes_everything(lab_name: str) -> None:
         died = build_and_die(lab_name, step)
         assert died.returncode == -signal.SIGKILL, (step, died.stderr)
         recorded = state.load(lab_name)
-        inodes = set()
+        inside: set[tuple[int, int]] = set()
         if recorded is None:
             # Before the first change nothing is on record, and nothing is there.
             assert [path for path in leftovers(lab_name) if not path.endswith((".lock", ".new"))] == [], step
-            with lab.running("bridge", lab_name):
-                pass
+            with pytest.raises(UsageError):
+                lab.down(lab_name)
         else:
-            inodes = {path.stat().st_ino for path in Path("/run/netns").glob(f"{lab_name}-*")}
+            inside = inhabitants({path.stat().st_ino for path in Path("/run/netns").glob(f"{lab_name}-*")})
             assert lab_name in [one.name for one in lab.list_labs()]
             lab.down(lab_name)
         assert leftovers(lab_name) == [], step
-        assert not inodes & namespaces_in_use(), step
+        assert not alive(inside), step
     gone(lab_name)
 
 
@@ -248,6 +250,45 @@ def test_unknown_names_modes_and_options(lab_name: str) -> None:
             call()
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
+    assert leftovers(lab_name) == []
+
+
+def test_options_from_words() -> None:
+    assert lab.parse_options(["services=nftables", "nodes=3", "ipv6=yes", "overlay_mtu=1400", "masquerade=off", "bridge=cbr0"]) == {
+        "services": "nftables",
+        "nodes": 3,
+        "ipv6": True,
+        "overlay_mtu": 1400,
+        "masquerade": False,
+        "bridge": "cbr0",
+    }
+    for pair, words in (
+        ("nodes", "NAME=VALUE"),
+        ("colour=red", "one of nodes, pods_per_node"),
+        ("nodes=many", "is not a number"),
+        ("ipv6=perhaps", "is not yes or no"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            lab.parse_options([pair])
+
+
+def test_a_kernel_without_the_device_is_named(lab_name: str) -> None:
+    """A kind of device that no kernel has: exit code 3 and its name, and nothing stays."""
+    real = Space.link
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(MissingError, match="makes no netpath-none devices") as caught:
+        patch.setattr(Space, "link", lambda self, device, kind, **more: real(self, device, "netpath-none"))
+        lab.up("bridge", lab_name)
+    assert caught.value.exit_code == 3
+    assert leftovers(lab_name) == []
+
+
+def test_remnants_of_a_builder_that_died_at_once_are_cleared(lab_name: str) -> None:
+    folder = Path("/run/netpath/labs")
+    for suffix in ("new", "lock"):
+        (folder / f"{lab_name}.{suffix}").touch()
+    assert lab_name in state.remnants()
+    with pytest.raises(UsageError, match="no lab called"):
+        lab.down(lab_name)
     assert leftovers(lab_name) == []
 
 

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 from netpath import lab
 from netpath.lab.relay import forwarded
-from tests.lab.helpers import leftovers, processes
+from tests.lab.helpers import Space, leftovers, processes
 from tests.lab.test_lifecycle import gone
 from tests.lab.test_traffic import udp_echo
-from tests.netns import Netns
 
 
 def checksum(header: bytes) -> int:
@@ -61,9 +60,9 @@ def test_a_packet_at_its_end_goes_no_further() -> None:
 def test_the_relay_survives_what_it_cannot_deliver(lab_name: str) -> None:
     """Addresses of no node, garbage on its port: dropped, and the tunnel still works."""
     made = lab.up("flannel-udp", lab_name)
-    with Netns(made.pod("pod1a").netns).socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    with Space(made.pod("pod1a").netns).socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.sendto(b"nobody", ("10.244.77.7", 7777))
-    with Netns(made.node("node2").netns).socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    with Space(made.node("node2").netns).socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for data in (b"", b"x", b"E" * 30, b"`" * 100):
             sock.sendto(data, ("192.168.50.11", 8285))
     assert udp_echo(made.pod("pod1a").netns, "10.244.2.2", 7777)[0] == b"netpath"

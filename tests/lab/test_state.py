@@ -325,6 +325,35 @@ def test_calico_bgp_is_the_recorded_state(lab_name: str) -> None:
     }
 
 
+def test_calico_vxlan_is_the_recorded_state(lab_name: str) -> None:
+    """As recorded, but for the pods' MTU: there 1500, here what Calico's own detection gives."""
+    made = lab.up("calico-vxlan", lab_name)
+    macs = {node.name: links(node.netns)["vxlan.calico"]["address"] for node in made.nodes}
+    for number, node in enumerate(made.nodes, start=1):
+        other = 3 - number
+        tunnel = links(node.netns)["vxlan.calico"]
+        assert (tunnel["mtu"], tunnel["txqlen"]) == (1450, 1000)
+        data = tunnel["linkinfo"]["info_data"]
+        assert (data["id"], data["port"], data["learning"], data["local"]) == (4096, 4789, False, f"192.168.50.{10 + number}")
+        assert addresses(node.netns)["vxlan.calico"] == [(f"10.244.{number}.64", 32, None)]
+        table = read(node.netns, "ip", "-4", "-j", "-d", "route")
+        assert [(route["dst"], route["protocol"]) for route in table if route["type"] == "blackhole"] == [
+            (f"10.244.{number}.64/26", "80")
+        ]
+        assert [
+            (route["dst"], route["gateway"], route["protocol"], route["flags"])
+            for route in table
+            if route.get("dev") == "vxlan.calico"
+        ] == [(f"10.244.{other}.64/26", f"10.244.{other}.64", "80", ["onlink"])]
+        assert read(node.netns, "ip", "-4", "-j", "neigh", "show", "nud", "permanent") == [
+            {"dst": f"10.244.{other}.64", "dev": "vxlan.calico", "lladdr": macs[f"node{other}"], "state": ["PERMANENT"]}
+        ]
+        assert read(node.netns, "bridge", "-j", "fdb", "show", "dev", "vxlan.calico") == [
+            {"mac": macs[f"node{other}"], "dst": f"192.168.50.{10 + other}", "flags": ["self"], "state": "permanent"}
+        ]
+    assert links(made.pod("pod1a").netns)["eth0"]["mtu"] == 1450
+
+
 def test_ptp_has_what_the_plugin_makes(lab_name: str) -> None:
     made = lab.up("ptp", lab_name)
     node = made.node("node1").netns

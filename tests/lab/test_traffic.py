@@ -8,7 +8,7 @@ import pytest
 
 from netpath import lab
 from netpath.lab import Lab
-from tests.netns import Netns
+from tests.lab.helpers import Space
 
 pytestmark = pytest.mark.root
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.root
 def udp_echo(source: str, address: str, port: int, *, payload: bytes = b"netpath") -> tuple[bytes, str]:
     """Send one datagram and give what came back, and from where."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with Netns(source).socket(family, socket.SOCK_DGRAM) as sock:
+    with Space(source).socket(family, socket.SOCK_DGRAM) as sock:
         sock.settimeout(5)
         sock.sendto(payload, (address, port))
         data, sender = sock.recvfrom(65535)
@@ -25,7 +25,7 @@ def udp_echo(source: str, address: str, port: int, *, payload: bytes = b"netpath
 
 def tcp_echo(source: str, address: str, port: int, payload: bytes) -> bytes:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with Netns(source).socket(family, socket.SOCK_STREAM) as sock:
+    with Space(source).socket(family, socket.SOCK_STREAM) as sock:
         sock.settimeout(5)
         sock.connect((address, port))
         sock.sendall(payload)
@@ -49,7 +49,7 @@ def check_pairs(made: Lab, *, family: int = 0) -> None:
             assert tcp_echo(made.pods[0].netns, target.addresses[family], port, b"x" * 100_000) == b"x" * 100_000
 
 
-@pytest.mark.parametrize("mode", [mode.name for mode in lab.MODES if mode.name != "docker"])
+@pytest.mark.parametrize("mode", [mode.name for mode in lab.MODES if "docker" not in mode.name])
 def test_every_pod_reaches_every_other_at_once(mode: str, lab_name: str) -> None:
     check_pairs(lab.up(mode, lab_name))
 
@@ -64,7 +64,7 @@ def test_ipv6_pods(mode: str, lab_name: str) -> None:
 def test_the_way_between_nodes_is_the_tunnel(lab_name: str) -> None:
     """The tunnel's own counters: 5 datagrams out, 5 back; and nothing of the pods' addresses on the wire unwrapped."""
     made = lab.up("flannel-vxlan", lab_name)
-    node = Netns(made.node("node1").netns)
+    node = Space(made.node("node1").netns)
 
     def counters() -> tuple[int, int]:
         return node.call(
@@ -85,10 +85,10 @@ def test_the_way_between_nodes_is_the_tunnel(lab_name: str) -> None:
 def test_node_to_pod_and_pod_to_the_other_node(lab_name: str) -> None:
     made = lab.up("flannel-vxlan", lab_name)
     assert udp_echo(made.node("node1").netns, "10.244.2.2", 7777)[0] == b"netpath"
-    with Netns(made.node("node2").netns).socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+    with Space(made.node("node2").netns).socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.settimeout(5)
         server.bind(("192.168.50.12", 9000))
-        with Netns(made.pod("pod1a").netns).socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        with Space(made.pod("pod1a").netns).socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.sendto(b"to the node", ("192.168.50.12", 9000))
             data, sender = server.recvfrom(100)
     assert data == b"to the node"
@@ -112,7 +112,7 @@ def test_zero_length_and_large_datagrams(lab_name: str) -> None:
 
 def test_a_client_that_does_not_read_stops_nobody(lab_name: str) -> None:
     made = lab.up("bridge", lab_name)
-    with Netns(made.pod("pod1a").netns).socket(socket.AF_INET, socket.SOCK_STREAM) as greedy:
+    with Space(made.pod("pod1a").netns).socket(socket.AF_INET, socket.SOCK_STREAM) as greedy:
         greedy.settimeout(0.3)
         greedy.connect(("10.244.2.2", 7070))
         with pytest.raises(TimeoutError):

@@ -1,6 +1,6 @@
-"""Calico without an overlay: routed veths, proxy ARP, a /26 block on each node, routes between nodes as BIRD installs them.
+"""Calico: routed veths, proxy ARP, a /26 block on each node; between nodes routes as BIRD installs them, or felix's VXLAN.
 
-No daemon runs: the routes are static, marked with BIRD's protocol number; there is no policy (felix's chains).
+No daemon runs: the routes are static, marked with the daemons' protocol numbers; there is no policy (felix's chains).
 Facts: projectcalico, cni-plugin/pkg/dataplane/linux (veths, 169.254.1.1), felix/dataplane/linux/endpoint_mgr.go (sysctls).
 """
 
@@ -13,14 +13,20 @@ from dataclasses import replace
 from netpath.errors import UsageError
 from netpath.lab.build import Build, Mode, make_underlay, plan_nodes_and_pods, start_echo
 from netpath.lab.options import Options
+from netpath.lab.overlay import End, make_vxlan
 from netpath.lab.state import State
 
 _GATEWAY = ipaddress.IPv4Address("169.254.1.1")
 _MAC = "ee:ee:ee:ee:ee:ee"
 _BIRD = 12
 """RTPROT_BIRD."""
+_FELIX = 80
+"""felix's routes between blocks (VXLANRouteProtocol's default)."""
 _SCOPE_LINK = 253
 _BLOCK = 64
+_OVERHEAD = 50
+_VNI = 4096
+_PORT = 4789
 
 
 def block(options: Options, number: int) -> ipaddress.IPv4Network:
@@ -30,7 +36,7 @@ def block(options: Options, number: int) -> ipaddress.IPv4Network:
 
 def _plan(state: State, options: Options) -> State:
     if options.ipv6 or options.services is not None or options.pods_per_node > _BLOCK - 2:
-        raise UsageError(f"lab calico-bgp: IPv4 only, no services, at most {_BLOCK - 2} pods on a node")
+        raise UsageError(f"lab calico: IPv4 only, no services, at most {_BLOCK - 2} pods on a node")
     planned = plan_nodes_and_pods(state, options)
     pods = []
     for number, node in enumerate(planned.nodes, start=1):
@@ -39,9 +45,34 @@ def _plan(state: State, options: Options) -> State:
     return replace(planned, pods=tuple(pods))
 
 
-def _build(build: Build) -> None:
+def _make_pods(build: Build, number: int, *, mtu: int) -> None:
+    """Node `number`'s pods, each on a routed veth of its own."""
     options = build.options
-    mtu = options.overlay_mtu or options.underlay_mtu
+    node = build.space(f"node{number}")
+    for pod in (pod for pod in build.state.pods if pod.node == f"node{number}"):
+        space = build.space(pod.name)
+        # cali and eleven digits of a hash of the workload's name (libcalico-go, names.WEP).
+        host = f"cali{hashlib.sha1(f'default.{pod.name}'.encode()).hexdigest()[:11]}"
+        space.up("lo")
+        node.veth(host, options.pod_device, space, mtu=mtu)
+        node.set(host, address=_MAC)
+        node.sysctl(f"net.ipv6.conf.{host}.disable_ipv6", 1, optional=True)
+        node.sysctl(f"net.ipv4.conf.{host}.rp_filter", 1)
+        node.sysctl(f"net.ipv4.conf.{host}.route_localnet", 0)
+        node.sysctl(f"net.ipv4.conf.{host}.proxy_arp", 1)
+        # The kernel waits up to 0.8 s before it answers for somebody else.
+        node.sysctl(f"net.ipv4.neigh.{host}.proxy_delay", 0)
+        node.sysctl(f"net.ipv4.conf.{host}.forwarding", 1)
+        space.address(options.pod_device, ipaddress.IPv4Interface((pod.addresses[0], 32)))
+        space.up(options.pod_device)
+        node.up(host)
+        space.route(ipaddress.IPv4Network((_GATEWAY, 32)), options.pod_device, scope=_SCOPE_LINK)
+        space.route("default", options.pod_device, _GATEWAY)
+        node.route(ipaddress.IPv4Network((pod.addresses[0], 32)), host, scope=_SCOPE_LINK)
+
+
+def _build_bgp(build: Build) -> None:
+    options = build.options
     make_underlay(build)
     for number in range(1, options.nodes + 1):
         node = build.space(f"node{number}")
@@ -49,35 +80,42 @@ def _build(build: Build) -> None:
         for other in range(1, options.nodes + 1):
             if other != number:
                 node.route(block(options, other), options.uplink, options.node_address(other).ip, protocol=_BIRD)
-        for pod in (pod for pod in build.state.pods if pod.node == f"node{number}"):
-            space = build.space(pod.name)
-            # cali and eleven digits of a hash of the workload's name (libcalico-go, names.WEP).
-            host = f"cali{hashlib.sha1(f'default.{pod.name}'.encode()).hexdigest()[:11]}"
-            space.up("lo")
-            node.veth(host, options.pod_device, space, mtu=mtu)
-            node.set(host, address=_MAC)
-            device = host.replace(".", "/")
-            node.sysctl(f"net.ipv6.conf.{device}.disable_ipv6", 1, optional=True)
-            node.sysctl(f"net.ipv4.conf.{device}.rp_filter", 1)
-            node.sysctl(f"net.ipv4.conf.{device}.route_localnet", 0)
-            node.sysctl(f"net.ipv4.conf.{device}.proxy_arp", 1)
-            # The kernel waits up to 0.8 s before it answers for somebody else.
-            node.sysctl(f"net.ipv4.neigh.{device}.proxy_delay", 0)
-            node.sysctl(f"net.ipv4.conf.{device}.forwarding", 1)
-            space.address(options.pod_device, ipaddress.IPv4Interface((pod.addresses[0], 32)))
-            space.up(options.pod_device)
-            node.up(host)
-            space.route(ipaddress.IPv4Network((_GATEWAY, 32)), options.pod_device, scope=_SCOPE_LINK)
-            space.route("default", options.pod_device, _GATEWAY)
-            node.route(ipaddress.IPv4Network((pod.addresses[0], 32)), host, scope=_SCOPE_LINK)
+        _make_pods(build, number, mtu=options.overlay_mtu or options.underlay_mtu)
     start_echo(build)
 
+
+def _build_vxlan(build: Build) -> None:
+    options = build.options
+    mtu = options.overlay_mtu or options.underlay_mtu - _OVERHEAD
+    numbers = range(1, options.nodes + 1)
+    make_underlay(build)
+    for number in numbers:
+        build.space(f"node{number}").route(block(options, number), protocol=_FELIX, type="blackhole")
+        # Calico's MTU detection gives pods what the tunnel leaves.
+        _make_pods(build, number, mtu=mtu)
+    ends = [End(options.node_address(number).ip, block(options, number)) for number in numbers]
+    vni = options.vni if options.vni != Options().vni else _VNI
+    port = options.port if options.port != Options().port else _PORT
+    make_vxlan(build, options.tunnel or "vxlan.calico", ends, vni=vni, port=port, mtu=mtu, protocol=_FELIX)
+    start_echo(build)
+
+
+_TRY = ("netpath trace {lab}-pod1a {lab}-pod2a:7777 --udp", "netpath trace {lab}-pod1a {lab}-pod1b")
 
 BGP = Mode(
     name="calico-bgp",
     summary="Calico without overlay: routed veths with proxy ARP, /26 blocks routed between nodes",
     real_parts="real kernel datapath; felix, the CNI plugin and BIRD are imitated by static state; no policy chains",
-    try_commands=("netpath trace {lab}-pod1a {lab}-pod2a:7777 --udp", "netpath trace {lab}-pod1a {lab}-pod1b"),
+    try_commands=_TRY,
     plan=_plan,
-    build=_build,
+    build=_build_bgp,
+)
+
+VXLAN = Mode(
+    name="calico-vxlan",
+    summary="Calico VXLAN: the same pods, blocks joined by vxlan.calico, VNI 4096, UDP 4789, +50 bytes",
+    real_parts="real kernel datapath; felix and the CNI plugin are imitated by static state; no policy chains",
+    try_commands=_TRY,
+    plan=_plan,
+    build=_build_vxlan,
 )

@@ -6,10 +6,9 @@ flannel and bridge 1.x; flanneld and the plugins do not run.
 
 from __future__ import annotations
 
-import ipaddress
-
 from netpath.lab import services
 from netpath.lab.build import Build, Mode, make_bridge, make_pods, make_underlay, plan_nodes_and_pods, start_echo
+from netpath.lab.overlay import End, make_vxlan
 
 _OVERHEAD = 50
 """IPv4, UDP, VXLAN and the inner Ethernet header (flannel, pkg/backend/vxlan encapOverhead)."""
@@ -58,52 +57,25 @@ def make_masquerade(build: Build) -> None:
             space.run(f"{backend.replace('ip', 'ip6', 1)}-restore", "--noflush", stdin=rules)
 
 
-def _make_tunnels(build: Build, name: str, mtu: int, *, version: int) -> None:
-    """A vxlan device on every node, with a route, neighbour and FDB entry for every other node."""
+def make_tunnel(build: Build) -> int:
+    """flannel.1 on every node, and its IPv6 companion if asked for; the MTU that is left for pods."""
     options = build.options
+    mtu = options.overlay_mtu or options.underlay_mtu - _OVERHEAD
     numbers = range(1, options.nodes + 1)
-
-    def vtep(number: int) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-        return options.node_address(number).ip if version == 4 else options.node_address6(number).ip
-
-    def subnet(number: int) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-        return options.pod_subnet(number) if version == 4 else options.pod_subnet6(number)
-
-    macs = {}
-    for number in numbers:
-        space = build.space(f"node{number}")
-        local = {"vxlan_local" if version == 4 else "vxlan_local6": str(vtep(number))}
-        space.link(
-            name,
-            "vxlan",
-            vxlan_id=options.vni,
-            vxlan_port=options.port,
-            vxlan_learning=0,
-            vxlan_link=space.index(options.uplink),
-            mtu=mtu,
-            txqlen=0,
-            **local,
-        )
-        space.address(name, ipaddress.ip_interface((subnet(number)[0], 32 if version == 4 else 128)))
-        space.up(name)
-        macs[number] = space.mac(name)
-    for number in numbers:
-        space = build.space(f"node{number}")
-        for other in numbers:
-            if other != number:
-                space.neighbour(name, subnet(other)[0], macs[other])
-                space.fdb(name, macs[other], vtep(other))
-                space.route(subnet(other), name, subnet(other)[0], onlink=True)
+    name = options.tunnel or f"flannel.{options.vni}"
+    ends = [End(options.node_address(number).ip, options.pod_subnet(number)) for number in numbers]
+    make_vxlan(build, name, ends, vni=options.vni, port=options.port, mtu=mtu, queue=0)
+    if options.ipv6:
+        ends = [End(options.node_address6(number).ip, options.pod_subnet6(number)) for number in numbers]
+        mtu6 = min(mtu, options.underlay_mtu - _OVERHEAD6)
+        make_vxlan(build, _tunnel6(name), ends, vni=options.vni, port=options.port, mtu=mtu6, queue=0)
+    return mtu
 
 
 def _build_vxlan(build: Build) -> None:
     options = build.options
-    mtu = options.overlay_mtu or options.underlay_mtu - _OVERHEAD
-    tunnel = options.tunnel or f"flannel.{options.vni}"
     make_underlay(build)
-    _make_tunnels(build, tunnel, mtu, version=4)
-    if options.ipv6:
-        _make_tunnels(build, _tunnel6(tunnel), min(mtu, options.underlay_mtu - _OVERHEAD6), version=6)
+    mtu = make_tunnel(build)
     for number in range(1, options.nodes + 1):
         make_bridge(build, number, mtu=mtu)
         make_pods(build, number, mtu=mtu, cluster_route=True)
