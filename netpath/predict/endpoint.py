@@ -111,7 +111,7 @@ class Endpoint(Engine):
     def _transport(self, walk: Walk, host: Host, link: Link | None, packet: Packet) -> None:
         if walk.answering:
             if walk.relays and walk.relays[-1].netns == host.inode:
-                self._answer_through(walk, host)
+                self._answer_through(walk, host, packet)
                 return
             self._received(walk, host, link, packet, "socket")
             return
@@ -168,11 +168,10 @@ class Endpoint(Engine):
 
         self.later(walk, lambda: self.send(walk, host, fresh, source=source, announce=announce))
 
-    def _answer_through(self, walk: Walk, host: Host) -> None:
+    def _answer_through(self, walk: Walk, host: Host, received: Packet) -> None:
         relay = walk.relays.pop()
         answer = answer_to(relay.packet)
         source: str | None = answer.src
         if relay.packet.protocol == "udp" and relay.wildcard:
             source = None
-        old = replace(answer, src=answer.src)
-        self._restart(walk, host, old, replace(answer, src=source or ""), source, "docker-proxy", None)
+        self._restart(walk, host, received, replace(answer, src=source or ""), source, "docker-proxy", None)

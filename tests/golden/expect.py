@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from netpath.model.index import SnapshotIndex
 from netpath.model.packet import Flow, Icmp, Ipv4, Ipv6, Tcp, Udp
-from netpath.model.path import Hop, Path
+from netpath.model.path import Hop, Path, Translation
 from netpath.model.snapshot import ConntrackEntry, FlowTuple, Namespace, Neighbour, Snapshot
 
 PAYLOAD = 32
@@ -31,13 +31,13 @@ class Crossing:
     inner_length: int | None = None
     inner_ttl: int | None = None
 
-    def allows(self, seen: Crossing) -> bool:
+    def allows(self, seen: Crossing, known: Collection[str]) -> bool:
         """Whether a recorded crossing is one of those that this predicted one stands for."""
         return (
             replace(self, outer="", inner=None) == replace(seen, outer="", inner=None)
-            and _matches(self.outer, seen.outer)
+            and _matches(self.outer, seen.outer, known)
             and (self.inner is None) == (seen.inner is None)
-            and (self.inner is None or seen.inner is None or _matches(self.inner, seen.inner))
+            and (self.inner is None or seen.inner is None or _matches(self.inner, seen.inner, known))
         )
 
     def __str__(self) -> str:
@@ -45,13 +45,15 @@ class Crossing:
         return f"{self.netns} {self.device} {self.direction} {self.length} ttl {self.ttl} {self.outer}{inner}"
 
 
-def _matches(predicted: str, seen: str) -> bool:
+def _matches(predicted: str, seen: str, known: Collection[str]) -> bool:
+    """`known`: ports that prediction has no excuse to call unknown."""
     ours, theirs = predicted.split(">"), seen.split(">")
     if len(ours) != len(theirs):
         return False
     for one, other in zip(ours, theirs, strict=True):
         address, _, port = one.rpartition(":")
-        if one != other and not (port == UNKNOWN and other.rpartition(":")[0] == address):
+        there, _, recorded_port = other.rpartition(":")
+        if one != other and not (port == UNKNOWN and there == address and recorded_port not in known):
             return False
     return True
 
@@ -91,12 +93,46 @@ def _ends(header: Ipv4 | Ipv6, above: object) -> str:
     return f"{header.src}>{header.dst}"
 
 
-def agrees(path: Path, seen: Sequence[Crossing]) -> bool:
+def known_ports(flow: Mapping[str, Any]) -> frozenset[str]:
+    """Ports that the question names, and those that echo servers, docker-proxies and the tunnels of the recordings are bound to."""
+    return frozenset(map(str, (flow["sport"], flow["dport"], 7070, 7071, 4789, 6783, 8285, 8472)))
+
+
+def agrees(path: Path, seen: Sequence[Crossing], known: Collection[str]) -> bool:
     ours = predicted(path)
-    return len(ours) == len(seen) and all(one.allows(other) for one, other in zip(ours, seen, strict=True))
+    return len(ours) == len(seen) and all(one.allows(other, known) for one, other in zip(ours, seen, strict=True))
 
 
-def difference(paths: Iterable[Path], seen: Sequence[Crossing]) -> str:
+def unexplained(path: Path) -> list[str]:
+    """Changes of the probe's addresses or ports that no translation accounts for, and translations that changed nothing seen.
+
+    A translation carries the number of the first hop that shows it; those behind the last hop (an answer on its way up to the
+    socket) carry the last one's, which shows the packet as it was before them.
+    """
+    problems = []
+    by_hop: dict[int, list[Translation]] = {}
+    for item in path.translations:
+        by_hop.setdefault(item.hop, []).append(item)
+    now: str | None = None
+    for hop in path.hops:
+        crossing = _crossing(hop)
+        ends = crossing.inner or crossing.outer
+        done = by_hop.pop(hop.index, [])
+        if now is None:  # what a node sends itself may be translated before its first hop
+            now = f"{done[0].before.src}>{done[0].before.dst}" if done else ends
+        states = [now]
+        for item in done:
+            if f"{item.before.src}>{item.before.dst}" != states[-1]:
+                problems.append(f"hop {hop.index}: {states[-1]} when {item.kind} says {item.before.src}>{item.before.dst}")
+            states.append(f"{item.after.src}>{item.after.dst}")
+        if ends not in (states if hop.index == len(path.hops) else states[-1:]):
+            problems.append(f"hop {hop.index}: {ends}, told is {states}")
+        now = ends
+    problems.extend(f"hop {number}: a translation where there is no hop" for number in by_hop if number > len(path.hops))
+    return problems
+
+
+def difference(paths: Iterable[Path], seen: Sequence[Crossing], known: Collection[str] = ()) -> str:
     """For a person: what was recorded, and every path that was predicted with its first hop that differs marked."""
     lines = ["recorded:", *(f"    {hop}" for hop in seen)]
     for path in paths:
@@ -104,7 +140,7 @@ def difference(paths: Iterable[Path], seen: Sequence[Crossing]) -> str:
             f"predicted, share {path.share:.4g}, {path.direction}, {path.outcome}{f': {path.drop.cause}' if path.drop else ''}:"
         )
         for number, hop in enumerate(predicted(path)):
-            same = number < len(seen) and hop.allows(seen[number])
+            same = number < len(seen) and hop.allows(seen[number], known)
             lines.append(f"  {' ' if same else '!'} {hop}")
         lines.extend(f"    uncertain: {line}" for line in path.uncertain)
     return "\n".join(lines)
