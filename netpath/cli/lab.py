@@ -27,11 +27,15 @@ def app() -> typer.Typer:
 def up(
     mode: Annotated[str, typer.Argument(metavar="[MODE]", help="Which kind; netpath lab list shows them.")] = "flannel-vxlan",
     name: Annotated[str | None, typer.Option("--name", help="A name for it, at most a few letters.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Vary it, e.g. services=nftables or nodes=3; see docs/lab.md."),
+    ] = None,
 ) -> int:
     from netpath import lab
     from netpath.render.out import result
 
-    made = lab.up(mode, name)
+    made = lab.up(mode, name, **lab.parse_options(settings or []))
     lines = [f"lab {made.name} ({made.mode}) is up"]
     lines += [f"  {pod.netns}  {pod.address}  on {made.node(pod.node).netns}" for pod in made.pods]
     commands = next(kind.try_commands for kind in lab.MODES if kind.name == made.mode)
