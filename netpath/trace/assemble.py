@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from netpath.model.event import Event
 from netpath.model.index import SnapshotIndex
-from netpath.model.path import Delivery, DeviceRef, Drop, Hop, Path, Prediction, Stage, Stats
+from netpath.model.path import Delivery, DeviceRef, Drop, Hop, Path, Prediction, ProbeCost, Stage, Stats
 from netpath.model.snapshot import DeviceId
 from netpath.trace import align as aligning
 from netpath.trace.attribute import Place, Step, steps, translations
@@ -18,6 +18,14 @@ from netpath.trace.correlate import FlowKey, Journey, Leg
 from netpath.trace.stats import summarise
 
 HOOK_NAMES = {"socket": "sk_data_ready", "local_in": "LOCAL_IN"}
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """A time as it was measured, and what of it was the probes' own doing; both in ns."""
+
+    raw: float
+    cost: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +118,8 @@ def _observed_hop(number: int, line: aligning.Aligned, group: Sequence[Leg], exp
         mtu=link.mtu if link else None,
         headers=event.headers,
         note=expected.hops[line.predicted].note if expected and line.predicted is not None else None,
-        since_start_ns=summarise([leg.hops[position].time_ns - leg.hops[0].time_ns for leg in group]),
-        segment_ns=summarise([leg.hops[position].time_ns - leg.hops[position - 1].time_ns for leg in group]) if position else None,
+        since_start_ns=_stats(_between(leg, leg.hops[0], leg.hops[position]) for leg in group),
+        segment_ns=_stats(_segment(leg, position + 1) for leg in group) if position else None,
     )
 
 
@@ -120,9 +128,33 @@ def _place(index: SnapshotIndex, event: Event) -> Place:
     return Place(link.kind, link.master if link.port is not None else None) if link else Place("unknown")
 
 
-def _segment(leg: Leg, to_hop: int) -> int:
-    """ns between hop `to_hop` (from 1) and the one before it."""
-    return leg.hops[to_hop - 1].time_ns - leg.hops[to_hop - 2].time_ns
+def _between(leg: Leg, before: Event, after: Event) -> Timing:
+    """The time from one event of a leg to a later one, less what the events from `before` up to `after` cost on the way."""
+    cost = sum(event.cost_ns for event in leg.marks if before.time_ns <= event.time_ns < after.time_ns)
+    return Timing(after.time_ns - before.time_ns, cost)
+
+
+def _segment(leg: Leg, to_hop: int) -> Timing:
+    """The time between hop `to_hop` (from 1) and the one before it."""
+    return _between(leg, leg.hops[to_hop - 2], leg.hops[to_hop - 1])
+
+
+def _stats(timings: Iterable[Timing]) -> Stats | None:
+    taken = list(timings)
+    return summarise([item.raw - item.cost for item in taken], [item.raw for item in taken])
+
+
+def probe_cost(journeys: Sequence[Journey]) -> ProbeCost:
+    """What an event cost the probes, as it was measured at each event of this very run: the mean, and how much it varied.
+
+    The few ns that the kernel takes to enter and leave a probe's program can't be seen from inside it and are not in it.
+    """
+    costs = [event.cost_ns for journey in journeys for event in journey.forward.marks if event.cost_ns]
+    stats = summarise([float(cost) for cost in costs])
+    if stats is None:
+        return ProbeCost(None, None)
+    low, high = stats.ci95 or (stats.min, stats.max)
+    return ProbeCost(stats.mean, (high - low) / 2)
 
 
 def _stage(step: Step, group: Sequence[Leg], number_of: Mapping[int, int]) -> Stage:
@@ -130,7 +162,7 @@ def _stage(step: Step, group: Sequence[Leg], number_of: Mapping[int, int]) -> St
         stage=step.stage,
         from_hop=number_of[step.from_hop - 1],
         to_hop=number_of[step.to_hop - 1],
-        ns=summarise([_segment(leg, step.to_hop) for leg in group]),
+        ns=_stats(_segment(leg, step.to_hop) for leg in group),
         bytes=step.bytes,
         detail=step.detail,
     )
@@ -141,16 +173,13 @@ def _delivery(group: Sequence[Leg], expected: Path | None, scene: Scene) -> Deli
     if end is None or end.hook == "drop" or group[0].outcome != "delivered":
         return None
     foreseen = expected.delivery if expected and expected.delivery and expected.delivery.netns.inode == end.netns else None
-    ends = [leg.end for leg in group if leg.end is not None]
     return Delivery(
         netns=scene.index.netns_ref(end.netns),
         to=foreseen.to if foreseen else ("socket" if end.hook == "socket" else "local"),
         process=foreseen.process if foreseen else None,
         hook=HOOK_NAMES.get(end.hook, end.hook),
-        since_start_ns=summarise([leg.end.time_ns - leg.hops[0].time_ns for leg in group if leg.end and leg.hops]),
-        segment_ns=summarise([leg.end.time_ns - leg.hops[-1].time_ns for leg in group if leg.end and leg.hops])
-        if len(ends) == len(group)
-        else None,
+        since_start_ns=_stats(_between(leg, leg.hops[0], leg.end) for leg in group if leg.end and leg.hops),
+        segment_ns=_stats(_between(leg, leg.hops[-1], leg.end) for leg in group if leg.end and leg.hops),
     )
 
 
@@ -197,16 +226,14 @@ def _same_end(foreseen: Drop, end: Event | None, leg: Leg, last: int, expected: 
 
 
 def _overhead(group: Sequence[Leg], spent: Sequence[Step], translated: int) -> dict[str, Any]:
-    one_way: list[float] = [
-        (leg.end or leg.hops[-1]).time_ns - leg.hops[0].time_ns for leg in group if leg.hops and leg.outcome == "delivered"
-    ]
-    total = summarise(one_way)
+    total = _stats(_between(leg, leg.hops[0], leg.end or leg.hops[-1]) for leg in group if leg.hops and leg.outcome == "delivered")
 
     def of(stage: str, *more: str) -> tuple[Stats | None, float | None]:
         picked = [step.to_hop for step in spent if step.stage in (stage, *more)]
         if not picked:
             return None, 0.0 if total else None
-        stats = summarise([float(sum(_segment(leg, hop) for hop in picked)) for leg in group])
+        sums = [[_segment(leg, hop) for hop in picked] for leg in group]
+        stats = _stats(Timing(sum(item.raw for item in items), sum(item.cost for item in items)) for items in sums)
         return stats, (stats.mean / total.mean if stats and total and total.mean else None)
 
     encap, encap_share = of("encap", "decap")

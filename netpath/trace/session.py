@@ -24,7 +24,7 @@ from netpath.model.snapshot import Snapshot
 from netpath.predict import predict, predict_reply
 from netpath.probe.injector import Injector, UnreachableError
 from netpath.probe.messages import Enter, Entered
-from netpath.trace.assemble import Scene, forward_paths, return_paths
+from netpath.trace.assemble import Scene, forward_paths, probe_cost, return_paths
 from netpath.trace.correlate import DELIVERY_HOOKS, FlowKey, Journey, correlate, encapsulated
 from netpath.trace.request import TraceRequest
 from netpath.trace.stats import summarise
@@ -89,6 +89,10 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
             snapshot = discover.take()
             index = SnapshotIndex(snapshot)
         source, destination, flow = aim(request, protocol, snapshot)
+        with timings.phase("discovery"):
+            # Connections that are tracked already are translated as they were, not as the rules would.
+            snapshot = discover.with_conntrack(snapshot, flow)
+            index = SnapshotIndex(snapshot)
         base, nonce = layout.new_tcp_base(), layout.new_nonce()
         entered = _enter(injector, request, flow, index, nonce, base)
         if isinstance(entered, UnreachableError):
@@ -305,9 +309,9 @@ def _trace(
     missing = tracer.missing_hooks
     reasons = [f"{lost} events were lost: the buffer was full"] if lost else []
     reasons += [f"hook not available: {name}" for name in missing]
-    reasons += [f"{problem}" for problem in snapshot.problems]
     copies = sum(journey.forward.copies for journey in journeys)
-    notes = [f"{copies} sightings of copies that a flooding bridge made are left out"] if copies else []
+    notes = _problems(index, forward + back)
+    notes += [f"{copies} sightings of copies that a flooding bridge made are left out"] if copies else []
     return Trace(
         outcome=outcomes.pop() if len(outcomes) == 1 else "mixed",
         paths=forward + back,
@@ -319,12 +323,19 @@ def _trace(
             reasons=tuple(reasons),
         ),
         path_mtu=prediction.path_mtu,
-        probe_cost=ProbeCost(None, None),
+        probe_cost=probe_cost(journeys),
         round_trip_ns=summarise(_round_trips(journeys)) if request.round_trip else None,
         sent=request.count,
         notes=tuple(notes),
         timings_ms=timings.ms,
     )
+
+
+def _problems(index: SnapshotIndex, paths: Iterable[Path]) -> list[str]:
+    """What could not be read of the namespaces that the paths cross."""
+    crossed = {hop.netns.inode for path in paths for hop in path.hops}
+    spaces = [space for inode in sorted(crossed) if (space := index.namespace(inode)) is not None]
+    return [f"{space.name}: {problem}" for space in spaces for problem in space.problems]
 
 
 def _round_trips(journeys: Iterable[Journey]) -> list[float]:

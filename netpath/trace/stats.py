@@ -19,16 +19,15 @@ def quantile(ordered: Sequence[float], q: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
 
-def summarise(values: Sequence[float], correction: float = 0.0) -> Stats | None:
-    """Stats of `values` (ns) less `correction` (ns) each; None of nothing.
+def summarise(values: Sequence[float], uncorrected: Sequence[float] | None = None) -> Stats | None:
+    """Stats of `values` (ns); None of nothing. `uncorrected` are the same before the probes' own cost was taken out.
 
     `ci95` is the percentile bootstrap interval of the mean, with a fixed seed so that a result can be recomputed; None below
     three values, which say nothing about spread.
     """
     if not values:
         return None
-    raw_mean = statistics.fmean(values)
-    ordered = sorted(value - correction for value in values)
+    ordered = sorted(values)
     interval = None
     if len(ordered) >= 3:
         generator = random.Random(len(ordered))
@@ -36,12 +35,12 @@ def summarise(values: Sequence[float], correction: float = 0.0) -> Stats | None:
         interval = (quantile(means, 0.025), quantile(means, 0.975))
     return Stats(
         count=len(ordered),
-        mean=raw_mean - correction,
+        mean=statistics.fmean(ordered),
         min=ordered[0],
         p50=quantile(ordered, 0.5),
         p90=quantile(ordered, 0.9),
         p99=quantile(ordered, 0.99),
         max=ordered[-1],
         ci95=interval,
-        uncorrected_mean=raw_mean,
+        uncorrected_mean=statistics.fmean(uncorrected if uncorrected is not None else ordered),
     )

@@ -6,6 +6,7 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -18,12 +19,12 @@ from tests.topology import ECHO_PORT, Overlay, Shape, overlay
 pytestmark = [pytest.mark.root, pytest.mark.ebpf]
 
 
-def trace(overlay_: Overlay, *, node: int = 0, pod: int = 0, to: tuple[int, int] = (1, 0), **options: object) -> TraceRun:
+def trace(overlay_: Overlay, *, node: int = 0, pod: int = 0, to: tuple[int, int] = (1, 0), **options: Any) -> TraceRun:
     source, target = overlay_.pods[node][pod].name, overlay_.pods[to[0]][to[1]].name
     port = options.pop("port", ECHO_PORT)
     destination = f"netns:{target}" + (f":{port}" if port is not None else "")
     settings = {"protocol": "udp", "count": 3, **options}
-    return run(TraceRequest(source=f"netns:{source}", destination=destination, **settings))  # type: ignore[arg-type]
+    return run(TraceRequest(source=f"netns:{source}", destination=destination, **settings))
 
 
 def way(path: Path) -> list[tuple[str, str, str]]:
@@ -127,7 +128,7 @@ class Fault:
     reasons: frozenset[str]
     last: tuple[int, str, str]
     """Namespace (0 pod, 1 first node, 3 second node, 4 second pod), device, direction of the last hop; device "" for none."""
-    options: dict[str, object]
+    options: dict[str, Any]
     outcome: str = "dropped"
 
 

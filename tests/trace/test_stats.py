@@ -21,8 +21,8 @@ def test_a_known_distribution() -> None:
     assert 42 < low < 50.5 < high < 59
 
 
-def test_the_correction_moves_everything_but_the_uncorrected_mean() -> None:
-    stats = summarise([100.0, 110.0, 120.0], correction=10.0)
+def test_the_uncorrected_mean_stands_beside_corrected_figures() -> None:
+    stats = summarise([90.0, 100.0, 110.0], [100.0, 110.0, 120.0])
     assert stats is not None
     assert (stats.mean, stats.min, stats.max, stats.uncorrected_mean) == (100.0, 90.0, 110.0, 110.0)
 
