@@ -25,7 +25,7 @@ FLOWS = [
 
 
 @cache
-def _snapshot(case: str) -> Snapshot:
+def snapshot_of_case(case: str) -> Snapshot:
     return dump.read(recordings.archive(case))
 
 
@@ -79,7 +79,7 @@ def _certain(paths: tuple[Path, ...]) -> None:
 @pytest.mark.parametrize(("case", "number"), FLOWS)
 def test_as_recorded(case: str, number: int) -> None:
     """From the tar as it is shipped."""
-    _check(_snapshot(case), recordings.flows(case)[number])
+    _check(snapshot_of_case(case), recordings.flows(case)[number])
 
 
 @pytest.mark.parametrize(("case", "number"), FLOWS)
@@ -89,7 +89,7 @@ def test_with_every_device_and_chain_renamed(
     """Names decide nothing: the same paths, device by device."""
     snapshot, flows = renamings[case]
     prediction = _check(snapshot, flows[number])
-    plain = _predict(_snapshot(case), recordings.flows(case)[number])
+    plain = _predict(snapshot_of_case(case), recordings.flows(case)[number])
     assert [_shape(path) for path in prediction.paths] == [_shape(path) for path in plain.paths]
 
 
