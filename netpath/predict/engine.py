@@ -71,7 +71,7 @@ class Walk:
     memory: dict[int, list[Connection]] = field(default_factory=dict)
     """Connections that this walk left behind in each namespace."""
     relays: list[Relay] = field(default_factory=list)
-    learned: Learned = field(default_factory=dict)
+    learned: Learned = field(default_factory=Learned)
     answering: bool = False
     """The packet is an answer: who asked is waiting for it."""
 
@@ -93,7 +93,7 @@ class Walk:
             prerouted=self.prerouted,
             memory={key: list(value) for key, value in self.memory.items()},
             relays=list(self.relays),
-            learned=dict(self.learned),
+            learned=self.learned.copy(),
             answering=self.answering,
         )
 
@@ -131,12 +131,12 @@ class Engine:
         evaluators: EvaluatorFactory,
         *,
         nested: int = 0,
-        underlays: dict[tuple[int, int, str], list[tuple[DeviceId, str | None]]] | None = None,
+        underlays: dict[object, list[tuple[DeviceId, str]]] | None = None,
     ) -> None:
         self.index = index
         self.evaluators = evaluators
         self.nested = nested
-        self.decapsulated: list[tuple[DeviceId, str | None]] = []
+        self.decapsulated: list[tuple[DeviceId, str]] = []
         """Nested only: VXLAN devices that the outer packet got to."""
         self.underlays = underlays if underlays is not None else {}
         self.finished: list[Finished] = []
@@ -210,7 +210,7 @@ class Engine:
         """A process reads what a device sends, or what comes in by it."""
         raise NotImplementedError
 
-    def underlay(self, host: Host, link: Link, mac: str) -> list[tuple[DeviceId, str | None]]:
+    def underlay(self, host: Host, link: Link, mac: str, learned: Learned) -> list[tuple[DeviceId, str]]:
         """Where a VXLAN device's outer packets for `mac` get to: (VXLAN device there, the sender's VTEP)."""
         raise NotImplementedError
 

@@ -219,9 +219,6 @@ class Host:
         """A VXLAN device's own entries for a MAC."""
         return self._own_fdb.get(device, {}).get(mac, [])
 
-    def has_remotes(self, device: int) -> bool:
-        return device in self._own_fdb
-
     @cached_property
     def vlan_devices(self) -> dict[tuple[int, int], Link]:
         """VLAN devices by (parent, vid), those whose parent is in this namespace."""

@@ -303,7 +303,9 @@ class Layer2(Engine):
         choice = found.choices[0] if found.error is None and found.type == "unicast" and found.choices else None
         if choice is None or choice.device != bridge.ifindex or not host.forwarding(packet.family, bridge.name):
             up = replace(frame, dst=(bridge.mac or "").lower())
-            self._up(walk, host, bridge, port, up, bridging.decide(host, bridge, port, up.dst or "", frame.tags, walk.learned))
+            self._up(
+                walk, host, bridge, port, up, bridging.decide(host, bridge, port, up.dst or "", frame.tags, walk.learned.ports)
+            )
             return
         target = choice.nexthop.gateway or packet.dst
         entry = host.neighbours.get((bridge.ifindex, canonical(target)))
@@ -321,13 +323,13 @@ class Layer2(Engine):
 
     def _bridge(self, walk: Walk, host: Host, bridge: Link, port: Link, frame: Frame, mine: bool) -> None:
         """br_handle_frame_finish."""
-        decision = bridging.decide(host, bridge, port, frame.dst or ip.BROADCAST_MAC, frame.tags, walk.learned)
+        decision = bridging.decide(host, bridge, port, frame.dst or ip.BROADCAST_MAC, frame.tags, walk.learned.ports)
         if decision.refused is not None:
             remedy = inside(host, decision.remedy) if decision.remedy else None
             self.drop(walk, host, port, "NOT_SPECIFIED", f"{decision.refused} (bridge {bridge.name} in {host.name})", remedy)
             return
         if frame.src is not None and (port.port is None or port.port.learning):
-            walk.learned[(host.inode, bridge.ifindex, decision.vid, frame.src)] = port.ifindex
+            walk.learned.ports[(host.inode, bridge.ifindex, decision.vid, frame.src)] = port.ifindex
         if decision.local and not decision.flood:
             self._up(walk, host, bridge, port, frame, decision, mine)
             return
@@ -375,7 +377,7 @@ class Layer2(Engine):
             tags = bridging.leave(target, decision.vid, decision.tags)
             if tags is None:
                 continue
-            heard = self.segment.hear(host, target, frame.dst or ip.BROADCAST_MAC, frame.src or "", tags, dict(walk.learned))
+            heard = self.segment.hear(host, target, frame.dst or ip.BROADCAST_MAC, frame.src or "", tags, walk.learned.copy())
             if heard.devices:
                 takers.append(target)
             elif heard.outside or self._leads_to_capture(host, target):
@@ -445,7 +447,7 @@ class Layer2(Engine):
 
     def _from_bridge(self, walk: Walk, host: Host, bridge: Link, frame: Frame) -> None:
         """br_dev_xmit: what the host's own stack sends through the bridge device."""
-        decision = bridging.decide(host, bridge, None, frame.dst or ip.BROADCAST_MAC, frame.tags, walk.learned)
+        decision = bridging.decide(host, bridge, None, frame.dst or ip.BROADCAST_MAC, frame.tags, walk.learned.ports)
         if decision.refused is not None:
             remedy = inside(host, decision.remedy) if decision.remedy else None
             self.drop(walk, host, bridge, "NOT_SPECIFIED", f"{decision.refused} (in {host.name})", remedy)

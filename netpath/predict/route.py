@@ -329,7 +329,12 @@ def source_for(host: Host, found: Lookup, choice: Choice, destination: str) -> s
     if ":" in destination:
         if route is not None and route.type in ("local", "anycast"):
             return destination
-        return select_source6(host, choice.device, destination)
+        device = choice.device
+        if route is not None and route.nexthop_id is not None:
+            # fib6_info_nh_dev: of a group it is the first member's device, whichever the packet takes.
+            members, _ = expand(host, route)
+            device = members[0][1].device if members else device
+        return select_source6(host, device, destination)
     if route is not None and route.type == "local":
         return destination
     if route is None:

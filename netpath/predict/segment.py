@@ -16,9 +16,22 @@ from netpath.predict import bridge as bridging
 from netpath.predict.host import Host
 from netpath.predict.packet import TPIDS, Tags
 
-Learned = dict[tuple[int, int, int, str], int]
-Underlay = Callable[[Host, Link, str], list[tuple[DeviceId, str | None]]]
-"""(host, VXLAN device, destination MAC) -> the VXLAN devices of other namespaces that get the frame, with the sender's VTEP."""
+
+@dataclass
+class Learned:
+    """What bridges and VXLAN devices learn from the exchange itself, after the snapshot was taken."""
+
+    ports: dict[tuple[int, int, int, str], int] = field(default_factory=dict)
+    """(netns, bridge, VLAN, MAC) -> port."""
+    vteps: dict[tuple[int, int, str], str] = field(default_factory=dict)
+    """(netns, VXLAN device, MAC) -> the VTEP it came from."""
+
+    def copy(self) -> Learned:
+        return Learned(dict(self.ports), dict(self.vteps))
+
+
+Underlay = Callable[[Host, Link, str, Learned], list[tuple[DeviceId, str]]]
+"""(host, VXLAN device, destination MAC, learned) -> the VXLAN devices that get the frame, each with the sender's VTEP."""
 
 
 @dataclass
@@ -39,12 +52,14 @@ class Segment:
 
     def hear(self, host: Host, link: Link, dst: str, src: str, tags: Tags = (), learned: Learned | None = None) -> Heard:
         """Everybody who gets a frame that `host` sends by `link`. A unicast frame is heard only by whom it is for."""
-        run = _Run(self._index, self._hosts, self._underlay, dst.lower(), src.lower(), learned if learned is not None else {})
+        run = Run(self._index, self._hosts, self._underlay, dst.lower(), src.lower(), learned if learned is not None else Learned())
         run.send(host, link, tags)
         return run.heard
 
 
-class _Run:
+class Run:
+    """One frame's spread over a segment."""
+
     def __init__(
         self,
         index: SnapshotIndex,
@@ -72,7 +87,7 @@ class _Run:
         if link.kind == "veth":
             self._to_peer(host, link, tags)
         elif link.kind == "bridge":
-            decision = bridging.decide(host, link, None, self._dst, tags, self._learned)
+            decision = bridging.decide(host, link, None, self._dst, tags, self._learned.ports)
             if decision.refused is None:
                 self._forward(host, link, None, decision)
         elif link.kind == "vlan" and link.vlan_id is not None:
@@ -80,7 +95,11 @@ class _Run:
             if below is not None:
                 self.send(*below, ((TPIDS.get(link.vlan_protocol or "802.1Q", 0x8100), link.vlan_id), *tags))
         elif link.kind == "vxlan":
-            for device, _ in self._underlay(host, link, self._dst):
+            for device, vtep in self._underlay(host, link, self._dst, self._learned):
+                other = self._hosts(device.netns)
+                there = other.links.get(device.ifindex) if other is not None else None
+                if there is not None and there.vxlan is not None and there.vxlan.learning:
+                    self._learned.vteps[(device.netns, device.ifindex, self._src)] = vtep
                 self._arrive_at(device, tags)
         elif link.kind in ("macvlan", "macvtap"):
             below = self._below(host, link)
@@ -129,11 +148,11 @@ class _Run:
                 return
         master = host.links.get(link.master) if link.master is not None else None
         if master is not None and master.kind == "bridge":
-            decision = bridging.decide(host, master, link, self._dst, tags, self._learned)
+            decision = bridging.decide(host, master, link, self._dst, tags, self._learned.ports)
             if decision.refused is not None or not master.up:
                 return
             if link.port is None or link.port.learning:
-                self._learned[(host.inode, master.ifindex, decision.vid, self._src)] = link.ifindex
+                self._learned.ports[(host.inode, master.ifindex, decision.vid, self._src)] = link.ifindex
             self._forward(host, master, link, decision, mine)
             return
         if master is not None and master.kind in ("bond", "team"):

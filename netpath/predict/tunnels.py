@@ -13,7 +13,8 @@ from netpath.predict.checks import inside
 from netpath.predict.engine import Engine, Walk
 from netpath.predict.host import Host
 from netpath.predict.packet import Encapsulated, Frame, Packet
-from netpath.predict.route import kernel_version
+from netpath.predict.route import Query, kernel_version, lookup
+from netpath.predict.segment import Learned, Run
 
 ZERO_MAC = "00:00:00:00:00:00"
 VXLAN_HEADER = 8
@@ -48,19 +49,21 @@ class Tunnels(Engine):
         version = kernel_version(self.index.snapshot.kernel)
         return "NO_TX_TARGET" if version >= (6, 14) else "VXLAN_NO_REMOTE"
 
-    def _remotes(self, host: Host, link: Link, mac: str) -> tuple[list[Remote], bool]:
-        """The remotes for a MAC, and whether they are the device's default ones (every one gets a copy)."""
-        entries = host.remote_entries(link.ifindex, mac)
-        default = False
-        if not entries:
-            entries, default = host.remote_entries(link.ifindex, ZERO_MAC), True
+    def _remotes(self, host: Host, link: Link, mac: str, learned: Learned) -> list[Remote]:
+        """The remotes for a MAC: of its own entry, learned since, else the device's default ones (every one gets a copy)."""
         assert link.vxlan is not None
+        entries = host.remote_entries(link.ifindex, mac)
+        taught = learned.vteps.get((host.inode, link.ifindex, mac))
+        if taught is not None and not any(entry.state in ("permanent", "static") for entry in entries):
+            return [Remote(1.0, taught, link.vxlan.port, link.vxlan.vni, link.vxlan.link)]
+        entries = entries or host.remote_entries(link.ifindex, ZERO_MAC)
         found: list[Remote] = []
         for entry in entries:
             found += self._expand(host, link, entry)
-        if not found and not host.has_remotes(link.ifindex) and link.vxlan.remote:
+        if not found and not host.namespace.fdb and link.vxlan.remote:
+            # No forwarding tables at all were read: the device's own setting stands for the entry that the kernel made of it.
             found = [Remote(1.0, link.vxlan.remote, link.vxlan.port, link.vxlan.vni, link.vxlan.link)]
-        return found, default
+        return found
 
     def _expand(self, host: Host, link: Link, entry: FdbEntry) -> list[Remote]:
         assert link.vxlan is not None
@@ -89,7 +92,7 @@ class Tunnels(Engine):
             self.end_unknown(walk, host, link)
             return
         mac = frame.dst or ip.BROADCAST_MAC
-        remotes, default = self._remotes(host, link, mac)
+        remotes = self._remotes(host, link, mac, walk.learned)
         if not remotes:
             self.drop(
                 walk,
@@ -102,14 +105,12 @@ class Tunnels(Engine):
             return
         by_hash = all(remote.share < 1 for remote in remotes)
         if len(remotes) > 1 and not by_hash:
-            remotes = self._taken(walk, host, link, under, frame, remotes, default)
+            remotes = self._taken(walk, host, link, under, frame, remotes)
         for remote in remotes:
             child = walk if len(remotes) == 1 else walk.branch(remote.share)
             self._wrap(child, host, link, under, frame, remote)
 
-    def _taken(
-        self, walk: Walk, host: Host, link: Link, under: Host, frame: Frame, remotes: list[Remote], default: bool
-    ) -> list[Remote]:
+    def _taken(self, walk: Walk, host: Host, link: Link, under: Host, frame: Frame, remotes: list[Remote]) -> list[Remote]:
         """Of several remotes that all get a copy, the one whose copy finds a taker."""
         for remote in remotes:
             for device, _ in self._reached(host, link, under, remote):
@@ -126,9 +127,7 @@ class Tunnels(Engine):
 
     def _beyond(self, host: Host, link: Link, frame: Frame, walk: Walk) -> bool:
         """Whether a frame that comes out of a VXLAN device is taken by somebody on the bridge it is a port of."""
-        from netpath.predict.segment import _Run
-
-        run = _Run(self.index, self.host, self.underlay, frame.dst or ip.BROADCAST_MAC, frame.src or "", dict(walk.learned))
+        run = Run(self.index, self.host, self.underlay, frame.dst or ip.BROADCAST_MAC, frame.src or "", walk.learned.copy())
         run.receive(host, link, frame.tags, False)
         return bool(run.heard.devices)
 
@@ -171,7 +170,7 @@ class Tunnels(Engine):
         local = vxlan.local if vxlan.local and not ip.is_zero(vxlan.local) else None
         self.send(walk, under, outer, source=local, oif=remote.via, tunnel=link if under is host else None)
 
-    def _reached(self, host: Host, link: Link, under: Host, remote: Remote) -> list[tuple[DeviceId, str | None]]:
+    def _reached(self, host: Host, link: Link, under: Host, remote: Remote) -> list[tuple[DeviceId, str]]:
         if self.nested >= _DEPTH or ip.is_multicast(remote.address):
             return []
         walker = type(self)(self.index, self.evaluators, nested=self.nested + 1, underlays=self.underlays)
@@ -183,27 +182,18 @@ class Tunnels(Engine):
         walker.work()
         return walker.decapsulated
 
-    def underlay(self, host: Host, link: Link, mac: str) -> list[tuple[DeviceId, str | None]]:
-        key = (host.inode, link.ifindex, mac)
-        if key not in self.underlays:
-            self.underlays[key] = []
-            under = self._underlay_host(host, link)
-            if under is not None and link.vxlan is not None and not link.vxlan.external:
-                found: list[tuple[DeviceId, str | None]] = []
-                for remote in self._remotes(host, link, mac)[0]:
-                    found += [each for each in self._reached(host, link, under, remote) if each not in found]
-                self.underlays[key] = found
-        return self.underlays[key]
-
-    def vxlan_for(self, host: Host, packet: Packet) -> Link | None:
-        """The VXLAN device of this namespace's sockets that takes an outer packet (vxlan_vs_find_vni)."""
-        if packet.inner is None or packet.inner.kind != "vxlan":
-            return None
-        for other, link in self._vxlans(host):
-            vxlan = link.vxlan
-            if vxlan is not None and vxlan.port == packet.dport and vxlan.vni == packet.inner.vni and other is not None:
-                return link
-        return None
+    def underlay(self, host: Host, link: Link, mac: str, learned: Learned) -> list[tuple[DeviceId, str]]:
+        under = self._underlay_host(host, link)
+        if under is None or link.vxlan is None or link.vxlan.external:
+            return []
+        found: list[tuple[DeviceId, str]] = []
+        for remote in self._remotes(host, link, mac, learned):
+            key = (host.inode, link.ifindex, remote)
+            if key not in self.underlays:
+                self.underlays[key] = []
+                self.underlays[key] = self._reached(host, link, under, remote)
+            found += [each for each in self.underlays[key] if each not in found]
+        return found
 
     def _vxlans(self, host: Host) -> list[tuple[Host, Link]]:
         """VXLAN devices whose outer packets belong to `host`: its own, and those that were moved to other namespaces."""
@@ -252,6 +242,8 @@ class Tunnels(Engine):
         if frame.src is not None and device.mac is not None and device.mac.lower() == frame.src:
             self.drop(walk, other, device, "LOCAL_MAC", f"the frame's source MAC is {device.name}'s own")
             return True
+        if device.vxlan is not None and device.vxlan.learning and frame.src is not None:
+            walk.learned.vteps[(other.inode, device.ifindex, frame.src)] = packet.src
         walk.stage("decap", frame.packet.length - packet.length, kind="vxlan", vni=inner.vni)
         self.scrub(walk, host, other)
         mine = frame.dst is None or ip.is_group_mac(frame.dst) or (device.mac or "").lower() == frame.dst
@@ -294,8 +286,6 @@ class Tunnels(Engine):
         self.send(walk, under, outer, source=local, oif=tunnel.link, tunnel=link if under is host else None)
 
     def _next_hop(self, host: Host, link: Link, packet: Packet) -> str | None:
-        from netpath.predict.route import Query, lookup
-
         found = lookup(host, Query(family=packet.family, dst=packet.dst))
         hop = next((choice.nexthop for choice in found.choices if choice.device == link.ifindex), None)
         return hop.gateway if hop is not None and hop.gateway is not None and ":" not in hop.gateway else None

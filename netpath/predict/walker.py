@@ -74,7 +74,7 @@ def predict_reply(
     assert host is not None
     walk = Walk(direction="return", answering=True)
     walk.memory = {key: list(value) for key, value in there.walk.memory.items()}
-    walk.learned = dict(there.walk.learned)
+    walk.learned = there.walk.learned.copy()
     walk.relays = list(there.walk.relays)
     answer = answer_to(there.packet)
     walker.send(walk, host, answer, source=answer.src)

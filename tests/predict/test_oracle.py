@@ -97,7 +97,7 @@ def test_a_wrong_prediction_is_noticed() -> None:
 
     way = Path("forward", 1.0, "delivered", (hop(2, "rx"), hop(3, "tx")))
     observed = Observation({7: [(2, "rx"), (3, "tx")]}, delivered=True, refused=False, send_error=None)
-    assert _compare(way, observed, {"A": 7}) is None
-    assert _compare(replace(way, outcome="dropped"), observed, {"A": 7})
-    assert _compare(replace(way, hops=way.hops[:1]), observed, {"A": 7})
-    assert _compare(replace(way, hops=(hop(3, "tx"), hop(2, "rx"))), observed, {"A": 7})
+    assert _compare(way, observed, {"A": 7}, set()) is None
+    assert _compare(replace(way, outcome="dropped"), observed, {"A": 7}, set())
+    assert _compare(replace(way, hops=way.hops[:1]), observed, {"A": 7}, set())
+    assert _compare(replace(way, hops=(hop(3, "tx"), hop(2, "rx"))), observed, {"A": 7}, set())
