@@ -61,7 +61,7 @@ class Collected:
         return dump.read(place)
 
 
-def _collect(shell: str, spaces: tuple[Netns, ...], folder: Path, arguments: str = "") -> subprocess.CompletedProcess[str]:
+def collect(shell: str, spaces: tuple[Netns, ...], folder: Path, arguments: str = "") -> subprocess.CompletedProcess[str]:
     script = folder / "collect.sh"
     script.write_text(dump.script())
     return subprocess.run(
@@ -117,7 +117,7 @@ def collected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         node.run("nft", "add table inet odd { chain c { type filter hook input priority 5; tcp dport 81 reject; }; }")
         listener = node.call(_listening)
         with listener:
-            done = _collect(request.param, (node, pod), folder)
+            done = collect(request.param, (node, pod), folder)
             live = discover.take(only={node.inode, pod.inode})
         assert done.returncode == 0, (done, (folder / "stderr").read_text() if (folder / "stderr").exists() else "")
         inode = int((folder / "inode").read_text().split("[")[1].rstrip("]\n"))
@@ -234,7 +234,7 @@ def test_the_tar_holds_no_links_and_readable_files_only(collected: Collected) ->
 def test_a_file_and_gzip(tmp_path: Path) -> None:
     with namespaces(1) as (only,):
         place = tmp_path / "node.tar.gz"
-        done = _collect("dash", (only,), tmp_path, f"-o {place}")
+        done = collect("dash", (only,), tmp_path, f"-o {place}")
         assert done.returncode == 0, (tmp_path / "stderr").read_text()
         assert (tmp_path / "stdout").read_bytes() == b""
         assert any(namespace.inode == only.inode for namespace in dump.read(place).namespaces)
@@ -243,6 +243,6 @@ def test_a_file_and_gzip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("arguments", "code"), [("--nonsense", 2), ("extra", 2)])
 def test_wrong_usage(tmp_path: Path, arguments: str, code: int) -> None:
     with namespaces(1) as (only,):
-        done = _collect("dash", (only,), tmp_path, arguments)
+        done = collect("dash", (only,), tmp_path, arguments)
     assert done.returncode == code
     assert "usage" in (tmp_path / "stderr").read_text() and (tmp_path / "stdout").read_bytes() == b""
