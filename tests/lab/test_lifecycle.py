@@ -113,6 +113,49 @@ def test_killed_at_any_step_down_removes_everything(lab_name: str) -> None:
     gone(lab_name)
 
 
+_REMOVER = """
+import os, signal, sys
+from netpath import lab
+from netpath.lab import netns, state
+remove = sys.modules["netpath.lab.remove"]
+count = [0]
+def counted(function):
+    def wrapper(*args, **kwargs):
+        count[0] += 1
+        if count[0] == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return wrapper
+for module, name in ((netns, "remove"), (netns, "enter"), (netns, "unmount"), (remove, "end"), (remove, "_inside"), (state, "forget")):
+    setattr(module, name, counted(getattr(module, name)))
+lab.down(sys.argv[1])
+print(count[0])
+"""
+
+
+def remove_and_die(name: str, step: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", _REMOVER, name, str(step)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def test_killed_while_removing_the_next_down_removes_the_rest(lab_name: str) -> None:
+    lab.up("flannel-udp", lab_name)
+    whole = remove_and_die(lab_name, 0)
+    assert whole.returncode == 0, whole.stderr
+    steps = int(whole.stdout)
+    for step in (1, 2, 3, steps // 2, steps - 3, steps - 1, steps):
+        lab.up("flannel-udp", lab_name)
+        assert remove_and_die(lab_name, step).returncode == -signal.SIGKILL
+        lab.down(lab_name)
+        assert leftovers(lab_name) == [], step
+        gone(lab_name)
+
+
 def test_killed_at_random_moments(lab_name: str) -> None:
     chance = random.Random(11)
     for _ in range(6):

@@ -184,6 +184,40 @@ def test_flannel_vxlan_is_the_recorded_state(lab_name: str) -> None:
     check_fabric(made)
 
 
+def test_flannel_dual_stack(lab_name: str) -> None:
+    """The second tunnel is like the first, with the same VNI and port; and the IPv4 side is as without it."""
+    made = lab.up("flannel-vxlan", lab_name, ipv6=True)
+    macs = {node.name: links(node.netns)["flannel-v6.1"]["address"] for node in made.nodes}
+    for number, node in enumerate(made.nodes, start=1):
+        other = 3 - number
+        tunnel = links(node.netns)["flannel-v6.1"]
+        data = tunnel["linkinfo"]["info_data"]
+        assert (data["id"], data["port"], data["learning"], data["local6"]) == (
+            1,
+            8472,
+            False,
+            f"fd00:192:168:50::{10 + number + 6:x}",
+        )
+        # IPv6's header is 20 bytes longer than IPv4's.
+        assert tunnel["mtu"] == 1430
+        table = read(node.netns, "ip", "-6", "-j", "route", "show", "dev", "flannel-v6.1")
+        far = [route for route in table if route.get("gateway")]
+        assert [(route["dst"], route["gateway"], route["flags"]) for route in far] == [
+            (f"fd00:10:244:{other}::/64", f"fd00:10:244:{other}::", ["onlink"])
+        ]
+        assert read(node.netns, "ip", "-6", "-j", "neigh", "show", "nud", "permanent", "dev", "flannel-v6.1") == [
+            {"dst": f"fd00:10:244:{other}::", "lladdr": macs[f"node{other}"], "state": ["PERMANENT"]}
+        ]
+        tables = rules(node.netns, "ip6tables-nft")
+        assert [line for line in tables["nat"] if "MASQUERADE" in line and "ff00::/8" in line]
+        check_node_rules(node.netns, f"10.244.{number}.0/24")
+        assert Netns(node.netns).run("sysctl", "-n", "net.ipv6.conf.all.forwarding").strip() == "1"
+    for pod in made.pods:
+        found = [entry for link in read(pod.netns, "ip", "-6", "-j", "addr") for entry in link["addr_info"]]
+        assert not [entry for entry in found if entry.get("tentative") or entry.get("dadfailed")]
+    check_pods(made, 1450)
+
+
 def test_flannel_hostgw_is_the_recorded_state(lab_name: str) -> None:
     made = lab.up("flannel-hostgw", lab_name)
     for number, node in enumerate(made.nodes, start=1):

@@ -114,7 +114,7 @@ def _build_hostgw(build: Build) -> None:
 _TRY = (
     "netpath trace {lab}-pod1a {lab}-pod2a:7777 --udp",
     "netpath path {lab}-pod1a {lab}-pod1b",
-    "netpath lab exec {lab}/pod1a -- ping -c 1 10.244.2.2",
+    "netpath lab exec {lab}/pod1a -- ip route",
 )
 
 VXLAN = Mode(
