@@ -37,7 +37,7 @@ def up(
 
     made = lab.up(mode, name, **lab.parse_options(settings or []))
     lines = [f"lab {made.name} ({made.mode}) is up"]
-    lines += [f"  {pod.netns}  {pod.address}  on {made.node(pod.node).netns}" for pod in made.pods]
+    lines += [f"  {pod.label}  {pod.address}  on {made.node(pod.node).netns}" for pod in made.pods]
     commands = next(kind.try_commands for kind in lab.MODES if kind.name == made.mode)
     lines += [f"try: {command.format(lab=made.name)}" for command in commands]
     result("\n".join(lines) + "\n")

@@ -63,6 +63,11 @@ class LabNode:
         return self.addresses[0]
 
     @property
+    def label(self) -> str:
+        """What to call it on netpath's command line: the namespace's name, or the container's."""
+        return f"docker:{self.name}" if self.netns.startswith("/") else self.netns
+
+    @property
     def inode(self) -> int:
         """The namespace's inode. Raises OSError if it is gone."""
         return os.stat(self.path).st_ino  # noqa: PTH116

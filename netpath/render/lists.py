@@ -25,7 +25,7 @@ def labs_text(labs: Sequence[Any], modes: Sequence[Any], screen: Screen) -> str:
                 lab.name,
                 lab.mode,
                 lab.status,
-                ", ".join(f"{pod.netns} {pod.address}" for pod in lab.pods[:4]) + (" ..." if len(lab.pods) > 4 else ""),
+                ", ".join(f"{pod.label} {pod.address}" for pod in lab.pods[:4]) + (" ..." if len(lab.pods) > 4 else ""),
             ]
             for lab in labs
         ]

@@ -90,6 +90,7 @@ def test_two_containers_have_the_same_address(docker: Lab) -> None:
         "c4": ("node1", "172.20.0.2"),
     }
     assert len({pod.inode for pod in docker.pods}) == 4
+    assert docker.pod("c3").label == "docker:c3"
     for pod in docker.pods:
         (eth0,) = [link for link in read(pod.path, "ip", "-j", "addr") if link["ifname"] == "eth0"]
         assert pod.address in [entry["local"] for entry in eth0["addr_info"]]

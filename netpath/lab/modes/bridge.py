@@ -22,7 +22,7 @@ def _build(build: Build) -> None:
 BRIDGE = Mode(
     name="bridge",
     summary="a bridge on each node, static routes between them, no NAT",
-    real_parts="real kernel datapath; the CNI bridge plugin is imitated; the routes are what an administrator would add",
+    real_parts="the kernel's datapath; the CNI bridge plugin is imitated; the routes are what an administrator would add",
     try_commands=(
         "netpath trace {lab}-pod1a {lab}-pod1b:7777 --udp",
         "netpath trace {lab}-pod1a {lab}-pod2a:7777 --udp",

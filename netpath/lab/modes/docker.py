@@ -42,7 +42,7 @@ def _build(build: Build) -> None:
 DOCKER = Mode(
     name="docker",
     summary="Docker: two real dockerds, both with 172.17.0.2; published ports, NAT, docker-proxy",
-    real_parts="real dockerd, containerd, runc and docker-proxy; the containers run busybox, the echo servers are the lab's",
+    real_parts="dockerd, containerd, runc and docker-proxy; the containers run busybox, the echo servers are the lab's",
     try_commands=(
         "netpath trace docker:c2 192.168.50.12:12348 --udp",
         "netpath trace docker:c1 192.168.50.11:12346 --udp",

@@ -42,7 +42,7 @@ def _build(build: Build) -> None:
 FLANNEL_DOCKER = Mode(
     name="flannel-docker",
     summary="Flannel VXLAN below real dockerds: docker0 has the node's subnet, no cni0",
-    real_parts="real dockerd, containerd and runc; flanneld is imitated: its devices, routes, neighbours, FDB and rules",
+    real_parts="dockerd, containerd and runc; flanneld is imitated: its devices, routes, neighbours, FDB and rules",
     try_commands=("netpath trace docker:pod1a 10.244.2.2:7777 --udp", "netpath lab exec {lab}/pod1a -- ip addr"),
     plan=_plan,
     build=_build,

@@ -63,7 +63,7 @@ def _build(build: Build) -> None:
 UDP = Mode(
     name="flannel-udp",
     summary="Flannel UDP: a TUN device and a user-space relay on each node, +28 bytes",
-    real_parts="real kernel datapath and TUN; flanneld is imitated: a Python relay carries the packets, slower than flanneld's",
+    real_parts="the kernel's datapath and TUN; flanneld is imitated: a Python relay carries the packets, slower than flanneld's",
     try_commands=("netpath trace {lab}-pod1a {lab}-pod2a:7777 --udp",),
     plan=_plan,
     build=_build,

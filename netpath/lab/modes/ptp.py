@@ -56,7 +56,7 @@ def _build(build: Build) -> None:
 PTP = Mode(
     name="ptp",
     summary="CNI ptp (GKE, kubenet): a routed veth for every pod, no bridge, static routes between nodes",
-    real_parts="real kernel datapath; the CNI ptp plugin is imitated; the routes between nodes are what a cloud would route",
+    real_parts="the kernel's datapath; the CNI ptp plugin is imitated; the routes between nodes are what a cloud would route",
     try_commands=("netpath trace {lab}-pod1a {lab}-pod2a:7777 --udp", "netpath trace {lab}-pod1a {lab}-pod1b"),
     plan=_plan,
     build=_build,
