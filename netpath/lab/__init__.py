@@ -12,6 +12,7 @@ made, and `down` removes it after any end of the process that built it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, get_args, get_type_hints
 
-from netpath.errors import MissingError, UsageError
+from netpath.errors import MissingError, NetpathError, UsageError
 from netpath.lab import netns, state
 from netpath.lab.build import Build, Mode
 from netpath.lab.modes import MODES
@@ -147,7 +148,7 @@ def up(mode: str = MODES[0].name, name: str | None = None, **options: Any) -> La
     _need_root()
     if name is None:
         name = f"np{secrets.token_hex(2)}"
-    with state.locked(name, wait=False):
+    with _explained(name), state.locked(name, wait=False):
         if name in state.names():
             raise UsageError(f"lab {name} is there already (netpath lab down {name})")
         pid = os.getpid()
@@ -176,6 +177,17 @@ def up(mode: str = MODES[0].name, name: str | None = None, **options: Any) -> La
         return _lab(store.state)
 
 
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Errors of the system as one line: MissingError if it is a privilege, NetpathError otherwise."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        kind = MissingError if error.errno in (errno.EPERM, errno.EACCES) else NetpathError
+        raise kind(f"lab {name}: {where}{error.strerror or error}") from error
+
+
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     """``["services=nftables", "nodes=3", "ipv6=yes"]`` as keyword arguments for `up`. Raises UsageError."""
     hints = get_type_hints(Options)
@@ -202,7 +214,7 @@ def down(name: str) -> None:
     Raises UsageError if there is none of that name, NetpathError if something did not go.
     """
     _need_root()
-    with state.locked(name, wait=True):
+    with _explained(name), state.locked(name, wait=True):
         stored = state.load(name)
         if stored is None:
             # A builder may have died while it wrote its first word.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -15,7 +16,7 @@ import pytest
 
 from netpath import lab
 from netpath.errors import MissingError, NetpathError, UsageError
-from netpath.lab import state
+from netpath.lab import netns, state
 from netpath.lab.kernel import Space
 from tests.lab.helpers import alive, inhabitants, leftovers, processes, run
 
@@ -322,6 +323,24 @@ def test_a_kernel_without_the_device_is_named(lab_name: str) -> None:
         patch.setattr(Space, "link", lambda self, device, kind, **more: real(self, device, "netpath-none"))
         lab.up("bridge", lab_name)
     assert caught.value.exit_code == 3
+    assert leftovers(lab_name) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(errno.ENOSPC, NetpathError), (errno.EPERM, MissingError)], ids=["disk full", "no privilege"]
+)
+def test_an_error_of_the_system_is_one_line(
+    lab_name: str, code: int, kind: type[NetpathError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise OSError(code, os.strerror(code), "/run/netns/x")
+
+    monkeypatch.setattr(netns, "mount", refuse)
+    with pytest.raises(kind) as caught:
+        lab.up("bridge", lab_name)
+    assert type(caught.value) is kind
+    assert str(caught.value) == f"lab {lab_name}: /run/netns/x: {os.strerror(code)}"
+    monkeypatch.undo()
     assert leftovers(lab_name) == []
 
 
