@@ -108,7 +108,9 @@ def collected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
             "neigh add proxy 10.77.0.77 dev left",
         )
         node.ip("-6", "rule", "add", "to", "fd99::/16", "lookup", "1234", "priority", "501")
-        node.run("bridge", "fdb", "append", "00:00:00:00:00:00", "dev", "vx.100", "dst", "10.77.0.2")
+        node.run(
+            "bridge", "fdb", "append", "00:00:00:00:00:00", "dev", "vx.100", "dst", "10.77.0.9"
+        )  # a neighbour whose state stays
         pod.batch("addr add 10.77.0.2/24 dev eth0", "link set eth0 up", "route add default via 10.77.0.1")
         node.sysctl("net.ipv4.ip_forward", 1)
         node.run("sh", "-c", "echo 2 >/proc/sys/net/ipv4/conf/vx.100/rp_filter")
@@ -172,7 +174,7 @@ def test_what_was_configured_is_read_back(collected: Collected, tmp_path: Path) 
     states = {(entry.address, entry.state, entry.proxy) for entry in node.neighbours}
     assert ("10.77.0.9", "PERMANENT", False) in states
     assert any(address == "10.77.0.77" and proxy for address, _, proxy in states)
-    assert any(entry.destination == "10.77.0.2" and entry.device == links["vx.100"].ifindex for entry in node.fdb)
+    assert any(entry.destination == "10.77.0.9" and entry.device == links["vx.100"].ifindex for entry in node.fdb)
     assert node.sysctls["net.ipv4.ip_forward"] == "1"
     assert node.sysctls["net.ipv4.ip_default_ttl"] == "64"
     assert node.sysctls["net.ipv4.conf.vx/100.rp_filter"] == "2"
