@@ -19,6 +19,7 @@ from typing import Any
 from netpath.discover import iproute
 from netpath.discover.archive import read_archive
 from netpath.errors import UsageError
+from netpath.model.index import SnapshotIndex
 from netpath.model.snapshot import (
     DeviceId,
     Link,
@@ -81,7 +82,7 @@ def read(path: str | os.PathLike[str]) -> Snapshot:
         problems.extend(prefix + line for line in read_node.problems)
         for key, value in read_node.meta.items():
             meta.setdefault(key, value)
-    return Snapshot(
+    snapshot = Snapshot(
         namespaces=tuple(sorted(namespaces, key=lambda namespace: (namespace.name, namespace.inode))),
         taken_at=meta.get("taken_at", ""),
         tool=meta.get("tool", "dump"),
@@ -91,6 +92,8 @@ def read(path: str | os.PathLike[str]) -> Snapshot:
         problems=tuple(problems),
         files=dict(sorted(kept.items())),
     )
+    index = SnapshotIndex(snapshot)
+    return replace(snapshot, workloads=tuple(replace(each, node=index.node_of(each.netns)) for each in snapshot.workloads))
 
 
 def is_dump(path: str | os.PathLike[str]) -> bool:

@@ -97,6 +97,7 @@ def test_docker() -> None:
     assert [(workload.reference, workload.netns) for workload in snapshot.workloads] == [
         (f"docker:{name}", _named(snapshot, name).inode) for name in ("c1", "c2", "c3", "c4")
     ]
+    assert [workload.node for workload in snapshot.workloads] == ["fcn1", "fcn1", "fcn2", "fcn1"]
     sockets = _named(snapshot, "fcn1").sockets
     assert sockets is not None
     proxy = next(socket for socket in sockets if (socket.protocol, socket.address, socket.port) == ("udp", "0.0.0.0", 12346))
@@ -113,6 +114,25 @@ def test_docker() -> None:
         "172.17.0.2",
         7071,
     )
+
+
+def test_containers_listed_on_their_node_and_pods(tmp_path: Path) -> None:
+    """`docker inspect` of everything, run on the node, and what crictl says of a sandbox."""
+    place = _copy(tmp_path)
+    inspected = [json.loads((place / name / "docker-inspect.json").read_text())[0] for name in ("c1", "c2", "c4")]
+    for name in ("c1", "c2", "c4"):
+        (place / name / "docker-inspect.json").unlink()
+    (place / "fcn1" / "docker-inspect.json").write_text(json.dumps(inspected))
+    pod = {"status": {"id": "5a4d", "metadata": {"name": "web-7", "namespace": "shop"}}, "info": {"pid": 77}}
+    (place / "c3" / "crictl-inspectp.json").write_text(json.dumps([pod, {"status": {}}]))
+    snapshot = dump.read(place)
+    found = {workload.reference: (workload.netns, workload.id, workload.runtime) for workload in snapshot.workloads}
+    whole = dump.read(recordings.folder("docker"))
+    assert {key: value for key, value in found.items() if key.startswith("docker:")} == {
+        workload.reference: (workload.netns, workload.id, "docker") for workload in whole.workloads
+    }
+    assert found["pod:shop/web-7"] == (_named(snapshot, "c3").inode, "5a4d", "cri")
+    assert "c3/crictl-inspectp.json: a sandbox without a name" in snapshot.problems
 
 
 def test_routes_devices_and_files() -> None:
