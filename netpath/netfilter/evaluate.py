@@ -1,33 +1,33 @@
 """A packet through everything registered at a hook: raw, conntrack, mangle, destination NAT, filter, security, source NAT.
 
-Order and semantics: include/uapi/linux/netfilter_ipv4.h (priorities), net/netfilter/nf_nat_core.c (bindings, HOOK2MANIP),
-net/ipv4/netfilter/ip_tables.c (traversal).
+Order and semantics: include/uapi/linux/netfilter_ipv4.h (priorities), net/netfilter/nf_nat_core.c (nf_nat_inet_fn: all nat chains
+are asked at one priority, for the first packet of a connection), net/ipv4/netfilter/ip_tables.c (traversal).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from netpath.model.path import RuleRef
-from netpath.model.snapshot import ConntrackEntry, FlowTuple, Namespace
-from netpath.netfilter import xtables
+from netpath.model.snapshot import Namespace
+from netpath.netfilter import nat, xtables
 from netpath.netfilter.matches import Scene, Unknown
+from netpath.netfilter.nft import Native, NftChain
 from netpath.netfilter.sets import Sets
-from netpath.netfilter.types import Connection, HookContext, HookOutcome, PacketState, Rewrite
+from netpath.netfilter.state import DEPTH, Result, State, end_of_chain
+from netpath.netfilter.types import HookContext, HookOutcome, PacketState
 
 BUILT_IN = {"prerouting": "PREROUTING", "input": "INPUT", "forward": "FORWARD", "output": "OUTPUT", "postrouting": "POSTROUTING"}
-BEFORE: tuple[tuple[str, tuple[str, ...]], ...] = (("raw", ("prerouting", "output")),)
-AFTER_CONNTRACK: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("mangle", ("prerouting", "input", "forward", "output", "postrouting")),
-    ("nat", ("prerouting", "output")),
-    ("filter", ("input", "forward", "output")),
-    ("security", ("input", "forward", "output")),
-    ("nat", ("postrouting", "input")),
+CONNTRACK, NAT_DESTINATION, NAT_SOURCE = -200, -100, 100
+TABLES: tuple[tuple[str, int], ...] = (("raw", -300), ("mangle", -150), ("filter", 0), ("security", 50))
+"""The tables of iptables but nat, with their priorities."""
+_ASKS_CONNTRACK = re.compile(
+    r"-m (?:conntrack|state|connmark|connbytes|connlabel|connlimit|helper|cluster|ct\w*)\b"
+    r"|-j (?:CT(?! --notrack)|CONNMARK|DNAT|SNAT|MASQUERADE|REDIRECT|NETMAP|SYNPROXY|CONNSECMARK)\b"
 )
-"""(table, hooks) in order of priority: mangle -150, destination NAT -100, filter 0, security 50, source NAT 100."""
-DEPTH = 64
-"""Jumps deeper than this are a loop, which the kernel refuses to load."""
+"""Matches and targets that make the kernel track connections in a namespace (nf_ct_netns_get in their checkentry)."""
 PASSING = frozenset(
     {
         "LOG",
@@ -54,30 +54,6 @@ ACTING = frozenset({"ACCEPT", "DROP", "REJECT", "RETURN", "QUEUE", "NFQUEUE", "M
 """Targets that are evaluated."""
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """A packet on its way through a hook, with what happened to it there."""
-
-    share: float
-    packet: PacketState
-    rewrites: tuple[Rewrite, ...] = ()
-    uncertain: tuple[str, ...] = ()
-    visited: tuple[RuleRef, ...] = ()
-
-    def doubting(self, why: str) -> State:
-        return self if why in self.uncertain else replace(self, uncertain=(*self.uncertain, why))
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """How a chain ended for one packet: accept, drop, reject, queue, or return (it fell through)."""
-
-    verdict: str
-    state: State
-    rule: RuleRef | None = None
-    reject_with: str | None = None
-
-
 class RulesetEvaluator:
     """The rulesets of one namespace. Parsed once, each rule understood when it is first reached."""
 
@@ -85,33 +61,31 @@ class RulesetEvaluator:
         rules = namespace.netfilter
         self._tables: list[xtables.Table] = []
         self._unread: list[str] = []
+        self._entries = namespace.conntrack or ()
+        self._tracks = {entry.family for entry in self._entries}
         for dump in rules.xtables if rules is not None else ():
             tables, problems = xtables.parse(dump.text, dump.family, dump.backend)
             self._tables += tables
             self._unread += problems
+            if _ASKS_CONNTRACK.search(dump.text):
+                self._tracks.add(dump.family)
         self._sets = Sets(rules.ipset if rules is not None else None)
         self._unread += rules.unread if rules is not None else ()
-        self._entries = namespace.conntrack or ()
-        self._native = native_hooks(
-            rules.nft if rules is not None else None, {(table.family, table.name) for table in self._tables}
-        )
-        text = "".join(dump.text for dump in rules.xtables) if rules is not None else ""
-        self._tracks = (
-            bool(self._entries)
-            or any(table.name == "nat" for table in self._tables)
-            or any(word in text for word in ("-m conntrack", "-m state", "-m connmark", "-j CT", "-j CONNMARK"))
-        )
-        # Connection tracking that only a native ruleset asks for is part of that ruleset's doubt.
+        owned = {("ip6" if table.family == 6 else "ip", table.name) for table in self._tables if table.backend == "nft"}
+        self._native = Native(rules.nft if rules is not None else None, owned)
+        self._native.entries = self._entries
+        self._tracks |= self._native.tracks
+        self._unread += self._native.problems
 
     def run(self, packet: PacketState, context: HookContext) -> tuple[HookOutcome, ...]:
         """See `netpath.netfilter.types.Evaluator`."""
         start = State(1.0, packet)
         for why in self._unread:
             start = start.doubting(why)
-        for text in self._native.get((packet.family, context.hook), ()):
-            start = start.doubting(text)
+        for why in self._native.unevaluated(context):
+            start = start.doubting(why)
         outcomes: list[HookOutcome] = []
-        for result in self._tables_at(context, start):
+        for result in self._through(context, start):
             verdict = "accept" if result.verdict == "return" else result.verdict
             outcomes.append(
                 HookOutcome(
@@ -128,45 +102,77 @@ class RulesetEvaluator:
         outcomes.sort(key=lambda outcome: -outcome.share)
         return tuple(outcomes)
 
-    def _tables_at(self, context: HookContext, start: State) -> list[Result]:
-        steps: list[Callable[[State], list[Result]]] = []
-        for name, hooks in BEFORE:
-            if context.hook in hooks:
-                steps.append(self._step(name, context))
-        if context.hook in ("prerouting", "output"):
-            steps.append(lambda state: [Result("return", self._track(state))])
-        for name, hooks in AFTER_CONNTRACK:
-            if context.hook in hooks:
-                steps.append(self._nat_step(context) if name == "nat" else self._step(name, context))
+    def _through(self, context: HookContext, start: State) -> list[Result]:
+        """Every step at the hook in order of priority; what a step lets through goes to the next."""
+        family = start.packet.family
+        steps: list[tuple[int, int, Callable[[State], list[Result]]]] = []
+
+        def add(priority: int, step: Callable[[State], list[Result]]) -> None:
+            steps.append((priority, len(steps), step))
+
+        if context.hook in ("prerouting", "output") and family in self._tracks:
+            add(CONNTRACK, lambda state: [Result("accept", replace(state, packet=nat.track(state.packet, self._entries)))])
+        asked: list[tuple[int, int, Callable[[State], list[Result]]]] = []
+        for table in self._tables:
+            if table.family != family or (chain := table.chains.get(BUILT_IN.get(context.hook, ""))) is None:
+                continue
+            step = self._table_step(table, chain.name, context)
+            if table.name == "nat":
+                asked.append((NAT_SOURCE if context.hook in nat.SOURCE_HOOKS else NAT_DESTINATION, len(asked), step))
+            for name, priority in TABLES:
+                if table.name == name:
+                    add(priority, step)
+        for base in self._native.base_chains(family, context.hook):
+            step = self._native_step(base, context)
+            if base.type == "nat":
+                asked.append((base.priority, len(asked), step))
+            else:
+                add(base.priority, step)
+        if context.hook != "forward" and family in self._tracks:
+            priority = NAT_SOURCE if context.hook in nat.SOURCE_HOOKS else NAT_DESTINATION
+            add(priority, self._nat_step([step for _, _, step in sorted(asked, key=lambda entry: entry[:2])], context))
         live, ended = [start], []
-        for step in steps:
+        for _, _, step in sorted(steps, key=lambda entry: entry[:2]):
             following: list[State] = []
             for state in live:
                 for result in step(state):
-                    if result.verdict in ("accept", "return"):
+                    if result.verdict in ("accept", "return", "continue"):
                         following.append(result.state)
                     else:
                         ended.append(result)
             live = following
         return [Result("accept", state) for state in live] + ended
 
-    def _of(self, name: str, family: int) -> Iterator[xtables.Table]:
-        return (table for table in self._tables if table.name == name and table.family == family)
+    def _table_step(self, table: xtables.Table, name: str, context: HookContext) -> Callable[[State], list[Result]]:
+        return lambda state: self._chain(table, name, state, context, 0)
 
-    def _step(self, name: str, context: HookContext) -> Callable[[State], list[Result]]:
+    def _native_step(self, base: NftChain, context: HookContext) -> Callable[[State], list[Result]]:
+        return lambda state: self._native.run(base, state, context)
+
+    def _nat_step(self, chains: list[Callable[[State], list[Result]]], context: HookContext) -> Callable[[State], list[Result]]:
+        """nf_nat_inet_fn: a new connection asks the nat chains until one binds it; every packet is translated as it is bound."""
+        source_side = context.hook in nat.SOURCE_HOOKS
+
         def step(state: State) -> list[Result]:
-            results = [Result("return", state)]
-            for table in self._of(name, state.packet.family):
-                results = [
-                    after
-                    for before in results
-                    for after in (
-                        self._chain(table, BUILT_IN[context.hook], before.state, context, 0)
-                        if before.verdict in ("accept", "return")
-                        else [before]
-                    )
-                ]
-            return results
+            connection = nat.tracked(state.packet)
+            if connection is None:
+                return [Result("accept", state)]
+            results = [Result("accept", state)]
+            if connection.state == "new" and connection.direction == "original":
+                for chain in chains:
+                    results = [
+                        after
+                        for before in results
+                        for after in (
+                            [before]
+                            if before.verdict not in ("accept", "return") or nat.bound(before.state, source_side)
+                            else chain(before.state)
+                        )
+                    ]
+            return [
+                replace(result, state=nat.settle(result.state, source_side)) if result.verdict in ("accept", "return") else result
+                for result in results
+            ]
 
         return step
 
@@ -192,12 +198,8 @@ class RulesetEvaluator:
             live = following
             if not live:
                 break
-        for state in live:
-            if chain.policy is None or chain.policy == "ACCEPT":
-                ended.append(Result("return", state))
-            else:
-                ended.append(Result("drop", state, RuleRef(f"policy {chain.policy}", table.name, name)))
-        return ended
+        ended += [Result("return", state) for state in live]
+        return end_of_chain(ended, chain.policy, RuleRef(f"policy {chain.policy}", table.name, name))
 
     def _rule(self, table: xtables.Table, rule: xtables.Rule, state: State, context: HookContext, depth: int) -> list[Result]:
         matches, target, misunderstood = rule.parts
@@ -240,7 +242,7 @@ class RulesetEvaluator:
         if name == "DROP":
             return [Result("drop", state, rule.reference)]
         if name == "RETURN":
-            return [self._returned(table, rule, state)]
+            return [Result("return", state)]
         if name == "REJECT":
             how = arguments.get("reject-with") or ("icmp6-port-unreachable" if rule.family == 6 else "icmp-port-unreachable")
             return [Result("reject", state, rule.reference, how)]
@@ -256,206 +258,53 @@ class RulesetEvaluator:
         if name == "CONNMARK":
             return [Result("continue", _connection_marked(state, arguments))]
         if name == "NOTRACK" or (name == "CT" and "notrack" in arguments):
-            return [Result("continue", replace(state, packet=replace(state.packet, connection=_untracked(state.packet))))]
+            return [Result("continue", replace(state, packet=nat.untrack(state.packet)))]
         if name in NAT_TARGETS:
-            return [self._translate(rule, NAT_TARGETS[name], arguments, state, context)]
+            return self._translate(rule, NAT_TARGETS[name], arguments, state, context)
         return [Result("continue", state.doubting(f"target {name} in rule {rule.text!r}"))]
 
-    @staticmethod
-    def _returned(table: xtables.Table, rule: xtables.Rule, state: State) -> Result:
-        """RETURN: from a user-defined chain to its caller; from a built-in one to its policy."""
-        chain = table.chains[rule.chain]
-        if chain.policy is None or chain.policy == "ACCEPT":
-            return Result("return", state)
-        return Result("drop", state, RuleRef(f"policy {chain.policy}", table.name, rule.chain))
-
-    # Connection tracking and translation.
-
-    def _track(self, state: State) -> State:
-        packet = state.packet
-        if packet.connection is not None or not self._tracks:
-            return state
-        flow = FlowTuple(packet.src, packet.dst, packet.sport, packet.dport)
-        known = next((found for entry in self._entries if (found := _recalled(entry, packet))), None)
-        return replace(
-            state,
-            packet=replace(packet, connection=known or Connection("new", packet.protocol, flow, _inverted(flow))),
-        )
-
-    def _nat_step(self, context: HookContext) -> Callable[[State], list[Result]]:
-        source_side = context.hook in ("postrouting", "input")
-
-        def step(state: State) -> list[Result]:
-            connection = state.packet.connection
-            tables = list(self._of("nat", state.packet.family))
-            if connection is None or connection.state == "untracked" or not tables:
-                return [Result("return", state)]
-            done = connection.source_done if source_side else connection.destination_done
-            results = [Result("return", state)]
-            if not done and connection.state == "new" and connection.direction == "original":
-                for table in tables:
-                    results = [
-                        after
-                        for before in results
-                        for after in (
-                            self._chain(table, BUILT_IN[context.hook], before.state, context, 0)
-                            if before.verdict in ("accept", "return") and not _bound(before.state, source_side)
-                            else [before]
-                        )
-                    ]
-            return [
-                Result(result.verdict, self._apply(result.state, source_side), result.rule, result.reject_with)
-                if result.verdict in ("accept", "return")
-                else result
-                for result in results
-            ]
-
-        return step
-
-    def _apply(self, state: State, source_side: bool) -> State:
-        """Rewrite the packet as its connection's binding says (nf_nat_packet), or remember that there is none."""
-        packet, connection = state.packet, state.packet.connection
-        assert connection is not None
-        original = connection.direction == "original"
-        if original and not (connection.source_done if source_side else connection.destination_done):
-            done = {"source_done": True} if source_side else {"destination_done": True}
-            connection = replace(connection, **done)  # type: ignore[arg-type]
-        # The direction decides which of the two tuples says what the packet's other end expects.
-        seen = _inverted(connection.reply) if original else _inverted(connection.original)
-        before = FlowTuple(packet.src, packet.dst, packet.sport, packet.dport)
-        if source_side:
-            after = FlowTuple(seen.source, before.destination, seen.sport, before.dport)
-        else:
-            after = FlowTuple(before.source, seen.destination, before.sport, seen.dport)
-        if packet.protocol not in ("tcp", "udp"):
-            after = replace(after, sport=before.sport, dport=before.dport)
-        changed = replace(
-            packet, connection=connection, src=after.source, dst=after.destination, sport=after.sport, dport=after.dport
-        )
-        if after == before:
-            return replace(state, packet=changed)
-        # For a reply the source side undoes the destination's binding, and the other way round (IPS_NAT_MASK).
-        by_source = source_side if original else not source_side
-        kind = connection.source_kind if by_source else connection.destination_kind
-        rule = connection.source_rule if by_source else connection.destination_rule
-        rewrite = Rewrite(kind, not original, before, after, rule)
-        return replace(state, packet=changed, rewrites=(*state.rewrites, rewrite))
-
-    def _translate(self, rule: xtables.Rule, kind: str, arguments: Mapping[str, str], state: State, context: HookContext) -> Result:
+    def _translate(
+        self, rule: xtables.Rule, kind: str, arguments: Mapping[str, str], state: State, context: HookContext
+    ) -> list[Result]:
         """Set a binding up; it is applied at the end of the nat step."""
-        connection = state.packet.connection
-        if connection is None:
-            return Result("accept", state)
-        source_side = context.hook in ("postrouting", "input")
+        addresses: tuple[str, str] | None = None
+        ports: str | None = arguments.get("to-ports")
         if kind == "netmap":
-            network = arguments.get("to", "")
-            old = state.packet.src if source_side else state.packet.dst
-            address: str | None = _mapped(old, network)
-            ports: str | None = None
+            source_side = context.hook in nat.SOURCE_HOOKS
             kind = "snat" if source_side else "dnat"
-        elif kind == "masquerade":
-            address = context.masquerade_source(context.out_device or "", state.packet.dst)
-            ports = arguments.get("to-ports")
-            if address is None:
-                return Result("drop", state, rule.reference)
-        elif kind == "redirect":
-            address = context.redirect_target(context.in_device)
-            ports = arguments.get("to-ports")
-            if address is None:
-                return Result("drop", state, rule.reference)
-        else:
-            address, ports = _end(arguments.get("to-source" if kind == "snat" else "to-destination", ""))
-        any_port = "random" in arguments or "random-fully" in arguments
-        if address is not None and "-" in address:
-            low, _, high = address.partition("-")
-            address = low
-            if low != high:
-                state = state.doubting(f"which address of {low}-{high} the kernel takes for {rule.text!r}")
-        reply = connection.reply
-        if source_side:
-            port = _chosen_port(ports, reply.dport, any_port)
-            taken = not any_port and ports is None and self._clashes(connection, address or reply.destination)
-            reply = replace(reply, destination=address or reply.destination, dport=None if taken else port)
-            connection = replace(connection, reply=reply, source_done=True, source_rule=rule.reference, source_kind=kind)
-        else:
-            port = _chosen_port(ports, reply.sport, any_port)
-            reply = replace(reply, source=address or reply.source, sport=port)
-            connection = replace(
-                connection, reply=reply, destination_done=True, destination_rule=rule.reference, destination_kind=kind
+            own = _mapped(state.packet.src if source_side else state.packet.dst, arguments.get("to", ""))
+            if own is None:
+                return [Result("continue", state.doubting(f"the network in {rule.text!r}"))]
+            addresses = (own, own)
+        elif kind in ("masquerade", "redirect"):
+            device = context.out_device or ""
+            own = (
+                context.masquerade_source(device, state.packet.dst)
+                if kind == "masquerade"
+                else context.redirect_target(context.in_device)
             )
-        return Result("accept", replace(state, packet=replace(state.packet, connection=connection)), rule.reference)
-
-    def _clashes(self, connection: Connection, address: str) -> bool:
-        """Whether another connection already answers to the tuple this one would get: the kernel then takes another port."""
-        wanted = replace(connection.reply, destination=address)
-        return any(entry.protocol == connection.protocol and entry.reply == wanted for entry in self._entries)
-
-
-def native_hooks(nft: str | None, xtables_tables: set[tuple[int, str]]) -> dict[tuple[int, str], tuple[str, ...]]:
-    """Base chains of native nftables tables, by (family, hook): what is registered there and is not evaluated, in words."""
-    import json
-
-    if not nft:
-        return {}
-    try:
-        items = json.loads(nft)["nftables"]
-        chains = [item["chain"] for item in items if "chain" in item]
-        ruled = {(item["rule"]["family"], item["rule"]["table"]) for item in items if "rule" in item}
-    except (ValueError, KeyError, TypeError):
-        return {(family, hook): ("the nftables ruleset can't be read",) for family in (4, 6) for hook in BUILT_IN}
-    families = {"ip": (4,), "ip6": (6,), "inet": (4, 6)}
-    found: dict[tuple[int, str], list[str]] = {}
-    for chain in chains:
+            if own is None:
+                return [Result("drop", state, rule.reference)]
+            addresses = (own, own)
+        else:
+            text, ports = _end(arguments.get("to-source" if kind == "snat" else "to-destination", ""))
+            if text is not None:
+                low, _, high = text.partition("-")
+                addresses = (low, high or low)
         try:
-            hook, table = chain.get("hook"), chain["table"]
-            for family in families.get(chain["family"], ()):
-                owned = (family, table) in xtables_tables and chain["name"] == BUILT_IN.get(hook or "")
-                empty = (chain["family"], table) not in ruled and chain.get("policy", "accept") == "accept"
-                if hook in BUILT_IN and not owned and not empty:
-                    found.setdefault((family, hook), []).append(
-                        f"nftables table {chain['family']} {table}, chain {chain['name']}, which is not evaluated"
-                    )
-        except (KeyError, TypeError, AttributeError):
-            continue
-    return {key: tuple(texts) for key, texts in found.items()}
+            between = _port_range(ports)
+        except ValueError:
+            return [Result("continue", state.doubting(f"ports {ports!r} in rule {rule.text!r}"))]
+        any_port = "random" in arguments or "random-fully" in arguments
+        return nat.bind(state, context, self._entries, rule.reference, kind, addresses, between, any_port)
 
 
-def _bound(state: State, source_side: bool) -> bool:
-    connection = state.packet.connection
-    return connection is not None and (connection.source_done if source_side else connection.destination_done)
-
-
-def _inverted(flow: FlowTuple) -> FlowTuple:
-    return FlowTuple(flow.destination, flow.source, flow.dport, flow.sport)
-
-
-def _untracked(packet: PacketState) -> Connection:
-    flow = FlowTuple(packet.src, packet.dst, packet.sport, packet.dport)
-    return Connection("untracked", packet.protocol, flow, _inverted(flow))
-
-
-def _recalled(entry: ConntrackEntry, packet: PacketState) -> Connection | None:
-    """The connection of an entry that the packet belongs to, in the direction it goes."""
-    if entry.family != packet.family or entry.protocol != packet.protocol or entry.zone:
+def _port_range(text: str | None) -> tuple[int, int] | None:
+    """``80``, ``80-90``, or ``80-90/1000`` (a shifted range, whose base does not tell which port of it)."""
+    if not text:
         return None
-    for direction, flow in (("original", entry.original), ("reply", entry.reply)):
-        if flow.source != packet.src or flow.destination != packet.dst:
-            continue
-        if packet.protocol in ("tcp", "udp") and (packet.sport is None or (flow.sport, flow.dport) != (packet.sport, packet.dport)):
-            continue
-        fresh = direction == "original" and "unreplied" in {flag.lower() for flag in entry.flags}
-        return Connection(
-            state="new" if fresh else "established",
-            protocol=entry.protocol,
-            original=entry.original,
-            reply=entry.reply,
-            direction=direction,
-            mark=entry.mark,
-            source_done=True,
-            destination_done=True,
-            known=True,
-        )
-    return None
+    low, _, high = text.partition("/")[0].partition("-")
+    return int(low), int(high or low)
 
 
 def _end(text: str) -> tuple[str | None, str | None]:
@@ -467,16 +316,6 @@ def _end(text: str) -> tuple[str | None, str | None]:
         return text, None
     address, _, ports = text.partition(":")
     return address or None, ports or None
-
-
-def _chosen_port(ports: str | None, kept: int | None, any_port: bool) -> int | None:
-    """The port after translation; None where the kernel chooses one of several."""
-    if ports:
-        low, _, high = ports.partition("/")[0].partition("-")
-        if not low.isdigit() or (high and high != low):
-            return None
-        return int(low)
-    return None if any_port else kept
 
 
 def _mapped(address: str, network: str) -> str | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from netpath.netfilter.sets import Sets
 from netpath.netfilter.types import HookContext, PacketState
+from netpath.netfilter.words import packet_type as words_of_packet
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,8 @@ def _mark(field: str) -> Callable[[str], Match]:
         def test(scene: Scene) -> Answer:
             if field == "mark":
                 return scene.packet.mark & bits == wanted
-            return (scene.packet.connection.mark if scene.packet.connection else 0) & bits == wanted
+            connection = scene.packet.connection
+            return connection is not None and connection.mark & bits == wanted
 
         return test
 
@@ -190,17 +192,53 @@ def _original(field: str) -> Callable[[str], Match]:
     return make
 
 
+def _status(text: str) -> Match:
+    wanted = {word.strip().lower() for word in text.split(",")}
+    unknown = wanted - {"none", "expected", "seen_reply", "assured", "confirmed"}
+    if unknown:
+        raise Misunderstood(f"connection status {', '.join(sorted(unknown))}")
+
+    def test(scene: Scene) -> Answer:
+        connection = scene.packet.connection
+        if connection is None or connection.state == "untracked":
+            return False
+        if connection.state == "new" and not connection.known:
+            return "none" in wanted
+        if wanted & {"seen_reply", "confirmed"}:
+            return connection.state == "established" or "confirmed" in wanted
+        return Unknown("the status of the connection is not known")
+
+    return test
+
+
 def _direction(text: str) -> Match:
     wanted = text.lower()
     return lambda scene: scene.packet.connection is not None and scene.packet.connection.direction == wanted
 
 
-def _address_type(field: str) -> Callable[[str], Match]:
-    def make(text: str) -> Match:
-        wanted = {word.lower() for word in text.split(",")}
-        return lambda scene: scene.context.address_type(getattr(scene.packet, field), None) in wanted
+def _address_types(words: list[str]) -> list[Match]:
+    """addrtype: the device that --limit-iface-* names belongs to all its tests."""
+    side = "in_device" if "--limit-iface-in" in words else "out_device" if "--limit-iface-out" in words else None
+    found: list[Match] = []
+    rest = [word for word in words if not word.startswith("--limit-iface-")]
+    while rest:
+        word = rest.pop(0)
+        negate = word == "!"
+        if negate:
+            word = rest.pop(0)
+        if word not in ("--src-type", "--dst-type"):
+            raise Misunderstood(f"match addrtype {word}")
+        match = _address_type("src" if word == "--src-type" else "dst", frozenset(rest.pop(0).lower().split(",")), side)
+        found.append(negated(match) if negate else match)
+    return found
 
-    return make
+
+def _address_type(field: str, wanted: frozenset[str], side: str | None) -> Match:
+    def test(scene: Scene) -> Answer:
+        device = getattr(scene.context, side) if side else None
+        return scene.context.address_type(getattr(scene.packet, field), device) in wanted
+
+    return test
 
 
 _TCP_BITS = {"FIN": "F", "SYN": "S", "RST": "R", "PSH": "P", "ACK": "A", "URG": "U"}
@@ -274,6 +312,24 @@ def _number_range(read: Callable[[Scene], int]) -> Callable[[str], Match]:
     return make
 
 
+def _tos(text: str) -> Match:
+    value, _, mask = text.partition("/")
+    wanted, bits = int(value, 0), int(mask, 0) if mask else 0xFF
+    return lambda scene: scene.packet.tos & bits == wanted
+
+
+def _packet_type(text: str) -> Match:
+    wanted = text.lower()
+    if wanted not in ("unicast", "broadcast", "multicast"):
+        raise Misunderstood(f"packet type {text}")
+    return lambda scene: words_of_packet(scene.context, scene.packet) == wanted
+
+
+def _rate_over(text: str) -> Match:
+    """A rate that one probe does not exceed."""
+    return lambda scene: False
+
+
 def _address_range(field: str) -> Callable[[str], Match]:
     def make(text: str) -> Match:
         low, _, high = text.partition("-")
@@ -325,11 +381,15 @@ ONE_WORD: Mapping[str, Builder] = {
     "--ctorigdstport": _original("dport"),
     "--ctreplsrc": _original("reply.source"),
     "--ctrepldst": _original("reply.destination"),
+    "--ctreplsrcport": _original("reply.sport"),
+    "--ctrepldstport": _original("reply.dport"),
+    "--ctstatus": _status,
     "--ctdir": _direction,
+    "--pkt-type": _packet_type,
+    "--dscp": _number_range(lambda scene: scene.packet.tos >> 2),
+    "--tos": _tos,
     "--ctproto": _protocol,
     "--mark": _mark("mark"),
-    "--src-type": _address_type("src"),
-    "--dst-type": _address_type("dst"),
     "--icmp-type": _icmp("icmp"),
     "--icmpv6-type": _icmp("icmpv6"),
     "--src-range": _address_range("src"),
@@ -337,6 +397,8 @@ ONE_WORD: Mapping[str, Builder] = {
     "--length": _number_range(lambda scene: scene.packet.length),
     "--physdev-in": _physical("physical_in"),
     "--physdev-out": _physical("physical_out"),
+    "--hashlimit-above": _rate_over,
+    "--connlimit-above": _rate_over,
 }
 TWO_WORDS: Mapping[str, Callable[[str, str], Match]] = {"--match-set": _set, "--tcp-flags": _tcp_flags}
 NO_WORD: Mapping[str, Match] = {
@@ -344,14 +406,15 @@ NO_WORD: Mapping[str, Match] = {
     "--physdev-is-in": lambda scene: scene.context.physical_in is not None,
     "--physdev-is-out": lambda scene: scene.context.physical_out is not None,
     "--physdev-is-bridged": lambda scene: scene.context.bridged,
-    "--ttl-eq": lambda scene: False,
+    "--connlimit-saddr": lambda scene: True,
+    "--connlimit-daddr": lambda scene: True,
 }
 IGNORED_VALUES = frozenset(
     {"--comment", "--limit", "--limit-burst", "--hashlimit-name", "--hashlimit-upto", "--hashlimit-burst", "--hashlimit-mode"}
+    | {"--hashlimit-srcmask", "--hashlimit-dstmask", "--hashlimit-htable-size", "--hashlimit-htable-max", "--connlimit-mask"}
+    | {"--hashlimit-htable-expire", "--hashlimit-htable-gcinterval", "--connlimit-upto", "--hashlimit-rate-interval"}
 )
 """Options whose value does not decide: comments, and rates that one probe does not exceed."""
-RECENT_VALUES = frozenset({"--seconds", "--hitcount", "--name", "--mask"})
-RECENT_FLAGS = frozenset({"--rsource", "--rdest", "--reap", "--rttl"})
 MODULES = frozenset(
     {
         "tcp",
@@ -372,6 +435,10 @@ MODULES = frozenset(
         "physdev",
         "limit",
         "hashlimit",
+        "connlimit",
+        "pkttype",
+        "dscp",
+        "tos",
         "iprange",
         "length",
         "ttl",
@@ -384,35 +451,61 @@ MODULES = frozenset(
 
 
 def build(words: Sequence[str], family: int) -> tuple[Match, ...]:
-    """The tests of a rule's words. Raises Misunderstood at the first that has no meaning here, with the tests it could build."""
+    """The tests of a rule's words. Raises Misunderstood for the first that has no meaning here, with all the tests it could build."""
     found: list[Match] = []
-    try:
-        _build(list(words), found)
-    except Misunderstood as error:
-        error.understood = tuple(found)
-        raise
-    except (ValueError, KeyError, IndexError, OSError) as error:
-        wrapped = Misunderstood(f"a value of {' '.join(words)[:80]!r} ({error})")
-        wrapped.understood = tuple(found)
-        raise wrapped from error
+    trouble: Misunderstood | None = None
+    for module, part in _parts(words):
+        try:
+            _build(module, list(part), found)
+        except Misunderstood as error:
+            trouble = trouble or error
+        except (ValueError, KeyError, IndexError, OSError) as error:
+            trouble = trouble or Misunderstood(f"a value of {' '.join(part)[:80]!r} ({error})")
+    if trouble is not None:
+        trouble.understood = tuple(found)
+        raise trouble
     return tuple(found)
 
 
-def _build(words: list[str], found: list[Match]) -> None:
-    module = ""
+def _parts(words: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """A rule's words by match module; what comes before the first ``-m`` has none."""
+    parts: list[tuple[str, list[str]]] = [("", [])]
+    at = 0
+    while at < len(words):
+        if words[at] in ("-m", "--match") and at + 1 < len(words):
+            parts.append((words[at + 1], []))
+            at += 2
+        else:
+            parts[-1][1].append(words[at])
+            at += 1
+    return parts
+
+
+def _build(module: str, words: list[str], found: list[Match]) -> None:
+    if module in ("recent", "addrtype"):
+        found += _recents(words) if module == "recent" else _address_types(words)
+        return
+    if module and module not in MODULES:
+        raise Misunderstood(f"match {' '.join([module, *words])[:120]}")
     while words:
         word = words.pop(0)
         negate = word == "!"
         if negate:
             word = words.pop(0)
-        if word in ("-m", "--match"):
-            module = words.pop(0)
-            if module not in MODULES:
-                raise Misunderstood(f"match {module}")
-            continue
         match = _one(word, words, module)
         if match is not None:
             found.append(negated(match) if negate else match)
+
+
+def _recents(words: list[str]) -> list[Match]:
+    """The lists of `recent` are not part of a snapshot: a flow that is asked about is taken as not seen before."""
+    operations = [word for word in words if word in ("--set", "--rcheck", "--update", "--remove")]
+    if len(operations) != 1:
+        raise Misunderstood(f"match recent {' '.join(words)[:120]}")
+    at = words.index(operations[0])
+    seen = operations[0] == "--set"
+    wanted = seen != (at > 0 and words[at - 1] == "!")
+    return [lambda scene: wanted]
 
 
 def _one(word: str, words: list[str], module: str) -> Match | None:
@@ -421,20 +514,18 @@ def _one(word: str, words: list[str], module: str) -> Match | None:
         return None
     if module == "statistic" and word == "--mode":
         return _statistic(words)
-    if module == "recent":
-        return _recent(word, words)
     if module in ("ttl", "hl") and word.startswith(("--ttl-", "--hl-")):
         return _hops(word.rpartition("-")[2], int(words.pop(0)))
     if module == "connmark" and word == "--mark":
         return _mark("connmark")(words.pop(0))
-    if module == "addrtype" and word.startswith("--limit-iface"):
-        raise Misunderstood(f"match addrtype {word}")
     if word in NO_WORD:
         return NO_WORD[word]
     if word in TWO_WORDS:
         return TWO_WORDS[word](words.pop(0), words.pop(0))
     if word in ONE_WORD:
         return ONE_WORD[word](words.pop(0))
+    if module == "set" and word in ("--return-nomatch",):
+        return None
     if word == "-f":
         return lambda scene: False
     raise Misunderstood(f"match option {word}" + (f" of {module}" if module else ""))
@@ -453,20 +544,6 @@ def _statistic(words: list[str]) -> Match:
     else:
         raise Misunderstood(f"match statistic mode {mode}")
     return lambda scene: chance
-
-
-def _recent(word: str, words: list[str]) -> Match | None:
-    if word in RECENT_FLAGS:
-        return None
-    if word in RECENT_VALUES:
-        words.pop(0)
-        return None
-    if word == "--set":
-        return lambda scene: True
-    if word in ("--rcheck", "--update"):
-        # The list of a `recent` match is not part of a snapshot. A flow that is asked about is taken as not seen before.
-        return lambda scene: False
-    raise Misunderstood(f"match recent {word}")
 
 
 def _hops(comparison: str, value: int) -> Match:

@@ -14,11 +14,10 @@ from functools import cached_property
 
 from netpath.model.path import RuleRef
 from netpath.netfilter.matches import Match, Misunderstood, build
+from netpath.netfilter.words import service
 
 _RULE = re.compile(r"^(?:\[\d+:\d+\] )?(-A (\S+)(?: .*)?)$")
-_ONE_DESTINATION = re.compile(r"(?<!! )-d ([0-9a-fA-F.:]+)/(?:32|128)(?= |$)")
-_SERVICE = re.compile(r"^([a-z0-9.-]+/[a-z0-9.-]+(?::[\w.-]*)?)(?: |$)")
-"""kube-proxy's comments start with NAMESPACE/NAME:PORT (pkg/proxy/iptables/proxier.go)."""
+_ONE_DESTINATION = re.compile(r"-A \S+(?: (?:! )?-s \S+)? -d ([0-9a-fA-F.:]+)(?:/32|/128)(?= |$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ class Rule:
 
     @cached_property
     def destination(self) -> str | None:
-        found = _ONE_DESTINATION.search(self.text)
+        found = _ONE_DESTINATION.match(self.text)
         return found[1] if found else None
 
     @cached_property
@@ -71,8 +70,7 @@ class Rule:
         words = self.words
         if "--comment" in words[:-1]:
             comment = words[words.index("--comment") + 1]
-        service = _SERVICE.match(comment) if comment else None
-        return RuleRef(self.text, self.table, self.chain, comment, service=service[1] if service else None)
+        return RuleRef(self.text, self.table, self.chain, comment, service=service(comment))
 
 
 def _arguments(words: tuple[str, ...]) -> dict[str, str]:
