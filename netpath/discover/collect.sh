@@ -308,8 +308,9 @@ while IFS=$tab read -r inode folder path; do
     nsenter -n"$1/mounts/$folder" "$3" netns list-id >"$2/$folder/nsid.txt" 2>/dev/null </dev/null
 done <"$1/list"
 '
+: >"$work/error"
 if ! have unshare || ! unshare -m sh -c "$list_ids" sh "$work" "$root" "$ip" 2>"$work/error"; then
-    note "peers are told apart by their numbers alone: $(head -n 1 "$work/error" 2>/dev/null | tr '\t' ' ')"
+    note "namespaces beyond /run/netns are told apart by their numbers alone: $(head -n 1 "$work/error" | tr '\t' ' ' | grep . || echo "unshare is missing")"
     while IFS=$tab read -r inode folder path; do
         [ -d "$root/$folder" ] && run ip netns list-id >"$root/$folder/nsid.txt" 2>/dev/null </dev/null
     done <"$work/list"
