@@ -80,6 +80,9 @@ class Endpoint(Engine):
         """A process that unwraps a relayed packet. False: it isn't one."""
         raise NotImplementedError
 
+    def has_socket(self, host: Host, packet: Packet, link: Link | None) -> bool | None:
+        return None if host.namespace.sockets is None else match_socket(host, packet, link) is not None
+
     def deliver(self, walk: Walk, host: Host, link: Link | None, packet: Packet) -> None:
         if packet.inner is not None:
             for unwrap in (self.decapsulate_vxlan, self.decapsulate_ip, self.unwrap):
@@ -147,7 +150,7 @@ class Endpoint(Engine):
             protocol=packet.protocol,
             sport=None,
             dport=target.port,
-            df=False,
+            ttl=host.default_ttl(ip.family_of(target.address)),
             payload=packet.payload,
         )
         self._restart(walk, host, packet, fresh, None, socket.process or "docker-proxy", socket.command)
@@ -170,7 +173,7 @@ class Endpoint(Engine):
 
     def _answer_through(self, walk: Walk, host: Host, received: Packet) -> None:
         relay = walk.relays.pop()
-        answer = answer_to(relay.packet)
+        answer = answer_to(relay.packet, ttl=host.default_ttl(relay.packet.family))
         source: str | None = answer.src
         if relay.packet.protocol == "udp" and relay.wildcard:
             source = None

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from netpath.model.index import SnapshotIndex
-from netpath.model.packet import Flow
 from netpath.model.path import AddressPair, Delivery, Drop, Hop, Path, RuleRef, Stage, Translation
 from netpath.model.snapshot import DeviceId, FlowTuple, Link, Namespace
 from netpath.netfilter.types import Connection, Evaluator, HookContext, HookOutcome, PacketState
@@ -15,7 +14,7 @@ from netpath.predict.checks import inside
 from netpath.predict.host import EvaluatorFactory, Host
 from netpath.predict.neighbour import Resolver
 from netpath.predict.packet import Frame, Packet
-from netpath.predict.route import Query, lookup, select_address
+from netpath.predict.route import Query, kernel_version, lookup, select_address, select_source6
 from netpath.predict.segment import Learned, Segment
 
 MAX_HOPS = 400
@@ -206,6 +205,10 @@ class Engine:
         """Behind the tx hop of a tunnel device."""
         raise NotImplementedError
 
+    def has_socket(self, host: Host, packet: Packet, link: Link | None) -> bool | None:
+        """Whether a socket of the namespace takes the packet; None: its sockets are not known."""
+        raise NotImplementedError
+
     def user_space(self, walk: Walk, host: Host, link: Link, frame: Frame) -> None:
         """A process reads what a device sends, or what comes in by it."""
         raise NotImplementedError
@@ -328,6 +331,10 @@ class Engine:
     def end_unknown(self, walk: Walk, host: Host | None, link: Link | None, delivery: Delivery | None = None) -> None:
         self.end(walk, "uncertain", host, link=link, delivery=delivery)
 
+    def no_target(self, before: str) -> str:
+        """The kernel's reason where a flood or a tunnel has nowhere to send: NO_TX_TARGET since 6.14, `before` earlier."""
+        return "NO_TX_TARGET" if kernel_version(self.index.snapshot.kernel) >= (6, 14) else before
+
     # Rulesets
 
     def remember(self, walk: Walk, host: Host | None) -> None:
@@ -373,7 +380,7 @@ class Engine:
             address_type=lambda address, device: address_type(host, address, device),
             masquerade_source=lambda device, destination: masquerade_source(host, device, destination, walk.mark),
             redirect_target=lambda device: redirect_target(host, device, packet.family),
-            is_local_socket=lambda state: None,
+            is_local_socket=lambda state: self.has_socket(host, packet.after(state), in_link),
         )
         outcomes = host.evaluator.run(packet.state(walk.mark, walk.connection), context)
         for outcome in outcomes:
@@ -513,8 +520,6 @@ def address_type(host: Host, address: str, device: str | None) -> str:
 
 def masquerade_source(host: Host, device: str, destination: str, mark: int = 0) -> str | None:
     """nf_nat_masquerade_ipv4: the address of the out device that suits the next hop; for IPv6 the one source selection gives."""
-    from netpath.predict.route import select_source6
-
     link = host.by_name.get(device)
     if link is None:
         return None
@@ -537,7 +542,3 @@ def redirect_target(host: Host, device: str | None, family: int) -> str | None:
     if family == 6:
         held = [address for address in held if "tentative" not in address.flags and "dadfailed" not in address.flags]
     return held[0].address if held else None
-
-
-def probe_query(flow: Flow) -> int | None:
-    return {"udp": 17, "tcp": 6, "icmp": 58 if flow.family == 6 else 1}.get(flow.protocol)

@@ -174,6 +174,10 @@ class Host:
             return known == "1"
         return bool(self.number("net.ipv4.ip_forward"))
 
+    def default_ttl(self, family: int) -> int:
+        """The TTL of packets that this namespace makes itself."""
+        return self.number("net.ipv4.ip_default_ttl", 64) if family == 4 else self.conf(6, "all", "hop_limit", 64)
+
     @cached_property
     def bridge_calls_iptables(self) -> bool:
         return bool(self.number("net.bridge.bridge-nf-call-iptables"))

@@ -394,7 +394,7 @@ class Layer2(Engine):
                 walk,
                 host,
                 port or bridge,
-                "OTHERHOST" if decision.flood else "NOT_SPECIFIED",
+                "OTHERHOST" if decision.flood else self.no_target("NOT_SPECIFIED"),
                 f"the bridge {bridge.name} in {host.name} has no entry for {frame.dst}"
                 + (", and no port leads to it: its copies end unread" if decision.flood else ", and no port to flood it to"),
                 inside(host, f"bridge fdb show br {bridge.name}"),

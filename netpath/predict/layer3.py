@@ -25,6 +25,13 @@ _ERRORS = {
 }
 
 
+def _in_reason(family: int, found: Lookup) -> str:
+    """ip_error, ip6_pkt_drop: IPv4 has a reason for no route at all only, IPv6 has none for blackholes."""
+    if family == 4:
+        return "IP_INNOROUTES" if found.error == "ENETUNREACH" else "NOT_SPECIFIED"
+    return "NOT_SPECIFIED" if found.error == "EINVAL" else "IP_INNOROUTES"
+
+
 class Layer3(Engine):
     """`send`, `arrive`, and what lies between them and the devices."""
 
@@ -306,7 +313,7 @@ class Layer3(Engine):
             self._not_forwarding(walk, host, link, packet, "net.ipv4.ip_forward")
             return
         if found.error is not None:
-            self._no_route(walk, host, link, packet, found, "IP_INNOROUTES" if found.error == "ENETUNREACH" else "NOT_SPECIFIED")
+            self._no_route(walk, host, link, packet, found, _in_reason(packet.family, found))
             return
         if found.type != "unicast":
             self.drop(walk, host, link, "IP_INVALID_DEST", f"{packet.dst} is a {found.type} address in {host.name}")
@@ -346,7 +353,7 @@ class Layer3(Engine):
             self._local_in(walk, host, link, packet)
             return
         if found.error is not None:
-            self._no_route(walk, host, link, packet, found, "IP_INNOROUTES" if found.error == "ENETUNREACH" else "NOT_SPECIFIED")
+            self._no_route(walk, host, link, packet, found, _in_reason(packet.family, found))
             return
         if not host.forwarding(6, link.name):
             self._not_forwarding(walk, host, link, packet, "net.ipv6.conf.all.forwarding")

@@ -13,7 +13,7 @@ from netpath.predict.checks import inside
 from netpath.predict.engine import Engine, Walk
 from netpath.predict.host import Host
 from netpath.predict.packet import Encapsulated, Frame, Packet
-from netpath.predict.route import Query, kernel_version, lookup
+from netpath.predict.route import Query, lookup
 from netpath.predict.segment import Learned, Run
 
 ZERO_MAC = "00:00:00:00:00:00"
@@ -44,10 +44,6 @@ class Tunnels(Engine):
             self.end_unknown(walk, host, link)
 
     # VXLAN
-
-    def _missing_remote(self) -> str:
-        version = kernel_version(self.index.snapshot.kernel)
-        return "NO_TX_TARGET" if version >= (6, 14) else "VXLAN_NO_REMOTE"
 
     def _remotes(self, host: Host, link: Link, mac: str, learned: Learned) -> list[Remote]:
         """The remotes for a MAC: of its own entry, learned since, else the device's default ones (every one gets a copy)."""
@@ -98,7 +94,7 @@ class Tunnels(Engine):
                 walk,
                 host,
                 link,
-                self._missing_remote(),
+                self.no_target("VXLAN_NO_REMOTE"),
                 f"{link.name} in {host.name} has no forwarding entry for {mac} and no default remote",
                 inside(host, f"bridge fdb append {mac} dev {link.name} dst VTEP"),
             )
@@ -137,7 +133,7 @@ class Tunnels(Engine):
         inode = host.peer_namespace(link.lower_nsid)
         return self.host(inode) if inode is not None else None
 
-    def _outer(self, link: Link, frame: Frame, remote: Remote) -> Packet:
+    def _outer(self, host: Host, link: Link, frame: Frame, remote: Remote) -> Packet:
         vxlan = link.vxlan
         assert vxlan is not None
         inner = frame.packet
@@ -149,7 +145,7 @@ class Tunnels(Engine):
             protocol="udp",
             sport=None,
             dport=remote.port,
-            ttl=vxlan.ttl or 64,
+            ttl=vxlan.ttl or host.default_ttl(ip.family_of(remote.address)),
             tos=0 if vxlan.tos == 1 else vxlan.tos,
             df=df,
             inner=Encapsulated("vxlan", VXLAN_HEADER, vni=remote.vni, frame=frame),
@@ -162,7 +158,7 @@ class Tunnels(Engine):
             walk.doubt(f"{link.name} in {host.name} sends it to the group {remote.address}, which netpath does not follow")
             self.end_unknown(walk, host, link)
             return
-        outer = self._outer(link, frame, remote)
+        outer = self._outer(under, link, frame, remote)
         walk.stage("encap", outer.length - frame.packet.length, kind="vxlan", vni=remote.vni, remote=remote.address)
         if remote.address in under.held:
             walk.doubt(f"the remote {remote.address} of {link.name} is {under.name}'s own address: the device passes it on inside")
@@ -175,7 +171,7 @@ class Tunnels(Engine):
             return []
         walker = type(self)(self.index, self.evaluators, nested=self.nested + 1, underlays=self.underlays)
         carried = Packet(family=4, src="0.0.0.0", dst="0.0.0.0", protocol="255", payload=8)
-        outer = self._outer(link, Frame(carried, (link.mac or "").lower(), ip.BROADCAST_MAC), remote)
+        outer = self._outer(under, link, Frame(carried, (link.mac or "").lower(), ip.BROADCAST_MAC), remote)
         assert link.vxlan is not None
         local = link.vxlan.local if link.vxlan.local and not ip.is_zero(link.vxlan.local) else None
         walker.send(Walk(), under, outer, source=local, oif=remote.via, tunnel=link if under is host else None)

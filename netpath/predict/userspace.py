@@ -62,6 +62,7 @@ class UserSpace(Engine):
             protocol="udp",
             sport=twin.local.port,
             dport=twin.remote.port,
+            ttl=host.default_ttl(ip.family_of(address)),
             inner=inner,
         )
         walk.stage("encap", outer.length - frame.packet.length, kind=inner.kind, remote=address)

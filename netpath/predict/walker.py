@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from netpath.model.index import SnapshotIndex
@@ -12,7 +12,7 @@ from netpath.model.snapshot import DeviceId, Namespace, Snapshot
 from netpath.netfilter.types import Evaluator
 from netpath.predict.endpoint import Endpoint
 from netpath.predict.engine import Finished, Walk, no_rules
-from netpath.predict.host import EvaluatorFactory
+from netpath.predict.host import EvaluatorFactory, Host
 from netpath.predict.layer2 import Layer2
 from netpath.predict.layer3 import Layer3
 from netpath.predict.packet import answer_to, from_flow
@@ -76,9 +76,8 @@ def predict_reply(
     walk.memory = {key: list(value) for key, value in there.walk.memory.items()}
     walk.learned = there.walk.learned.copy()
     walk.relays = list(there.walk.relays)
-    answer = answer_to(there.packet)
-    walker.send(walk, host, answer, source=answer.src)
-    walker.work()
+    answer = answer_to(there.packet, ttl=host.default_ttl(there.packet.family))
+    _run(walker, walk, host, lambda: walker.send(walk, host, answer, source=answer.src))
     return _prediction(_merged(walker.finished))
 
 
@@ -97,15 +96,20 @@ def _forward(index: SnapshotIndex, flow: Flow, direction: str, evaluators: Evalu
             walker.drop(walk, host, None, "IP_OUTNOROUTES", f"{host.name} has no device {flow.bound_device}")
             return walker.finished
         oif = link.ifindex
-    try:
-        packet = from_flow(flow, flow.src or "")
-        walker.send(walk, host, packet, source=flow.src, oif=oif)
-        walker.work()
-    except (ValueError, KeyError) as error:
-        # Text that should be an address and is none: the snapshot is broken there, the rest of it still counts.
-        walk.doubt(f"the snapshot can't be followed: {error}")
-        walker.end_unknown(walk, host, None)
+    packet = from_flow(flow, flow.src or "")
+    _run(walker, walk, host, lambda: walker.send(walk, host, packet, source=flow.src, oif=oif))
     return _merged(walker.finished)
+
+
+def _run(walker: Walker, walk: Walk, host: Host, start: Callable[[], None]) -> None:
+    """Walk to the end. Text that should be an address and is none stops one way; the others count."""
+    walker.todo.append(start)
+    while walker.todo:
+        try:
+            walker.work()
+        except (ValueError, KeyError) as error:
+            lost = Walk(direction=walk.direction, uncertain=[f"the snapshot can't be followed: {error}"])
+            walker.end_unknown(lost, host, None)
 
 
 def _keys(path: Path) -> list[tuple[DeviceId, str]]:
