@@ -8,6 +8,7 @@ from netpath.model.packet import Ethernet, Flow, Header, Headers, Icmp, Icmpv6, 
 from netpath.netfilter.types import Connection, PacketState
 
 ETHERNET = 14
+FRAGMENT_HEADER = 44
 VLAN = 4
 _IP_HEADER = {4: 20, 6: 40}
 _TRANSPORT = {"udp": 8, "tcp": 32, "icmp": 8, "icmpv6": 8}
@@ -57,6 +58,8 @@ class Packet:
     df: bool = False
     payload: int = 0
     inner: Encapsulated | None = None
+    fragment: int | None = None
+    """The IP length of its first fragment, once it travels in fragments; that one carries the headers and the probe's mark."""
 
     @property
     def header_length(self) -> int:
@@ -65,7 +68,13 @@ class Packet:
 
     @property
     def length(self) -> int:
-        return self.header_length + (self.inner.length if self.inner is not None else self.payload)
+        whole = self.header_length + (self.inner.length if self.inner is not None else self.payload)
+        return whole if self.fragment is None else min(whole, self.fragment)
+
+    def fragmented(self, mtu: int) -> Packet:
+        """As the first of the fragments that `mtu` allows (RFC 791, 2.3; RFC 8200, 4.5)."""
+        fixed = _IP_HEADER[self.family] + (8 if self.family == 6 else 0)
+        return replace(self, fragment=(mtu - fixed) // 8 * 8 + fixed)
 
     @property
     def innermost(self) -> Packet:
@@ -80,9 +89,11 @@ class Packet:
         """From this IP header down to the probe."""
         network: Header
         if self.family == 4:
-            network = Ipv4(self.src, self.dst, ttl=self.ttl, length=self.length, df=self.df, tos=self.tos)
+            cut = self.fragment is not None
+            network = Ipv4(self.src, self.dst, ttl=self.ttl, length=self.length, df=self.df, tos=self.tos, fragment=cut)
         else:
-            network = Ipv6(self.src, self.dst, ttl=self.ttl, length=self.length, tos=self.tos)
+            extensions = (FRAGMENT_HEADER,) if self.fragment is not None else ()
+            network = Ipv6(self.src, self.dst, ttl=self.ttl, length=self.length, tos=self.tos, extensions=extensions)
         found: tuple[Header, ...] = (network,)
         if self.protocol == "udp":
             found += (Udp(self.sport, self.dport),)
