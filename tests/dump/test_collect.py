@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import secrets
 import shutil
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from netpath import discover
 from netpath.discover import dump
 from netpath.model.snapshot import DeviceId, Namespace, Snapshot
-from tests.netns import Netns, namespaces
+from tests.netns import Netns, namespaces, run
 
 pytestmark = pytest.mark.root
 
@@ -248,3 +249,18 @@ def test_wrong_usage(tmp_path: Path, arguments: str, code: int) -> None:
         done = collect("dash", (only,), tmp_path, arguments)
     assert done.returncode == code
     assert "usage" in (tmp_path / "stderr").read_text() and (tmp_path / "stdout").read_bytes() == b""
+
+
+@pytest.mark.parametrize("shell", sorted(SHELLS))
+def test_a_name_that_a_shell_could_take_for_more(shell: str, tmp_path: Path) -> None:
+    name = f"npt{secrets.token_hex(3)} $(touch pwned);'\"&*é"
+    run("ip", "netns", "add", name)
+    try:
+        done = collect(shell, (Netns(name),), tmp_path)
+    finally:
+        run("ip", "netns", "del", name)
+    assert done.returncode == 0, (tmp_path / "stderr").read_text()
+    place = tmp_path / "node.tar"
+    place.write_bytes((tmp_path / "stdout").read_bytes())
+    assert name in {namespace.name for namespace in dump.read(place).namespaces}
+    assert not Path("pwned").exists()
