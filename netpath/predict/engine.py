@@ -61,7 +61,9 @@ class Walk:
     """Stages since the last hop: name, bytes, detail."""
     rewrites: list[tuple[str, bool, FlowTuple, FlowTuple, RuleRef | None, str, bool, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """For the next hop."""
+    """Doubts to be told at the next hop."""
+    remarks: list[str] = field(default_factory=list)
+    """What else is to be told there."""
     mark: int = 0
     connection: Connection | None = None
     physical_in: str | None = None
@@ -86,6 +88,7 @@ class Walk:
             pending=list(self.pending),
             rewrites=list(self.rewrites),
             notes=list(self.notes),
+            remarks=list(self.remarks),
             mark=self.mark,
             connection=self.connection,
             physical_in=self.physical_in,
@@ -222,7 +225,7 @@ class Engine:
     def hop(self, walk: Walk, host: Host, link: Link, direction: str, frame: Frame, note: str | None = None) -> None:
         """Record one crossing and what happened since the last one."""
         ethernet = link.link_type in _ETHERNET_TYPES
-        notes = [*walk.notes, *([note] if note else [])]
+        notes = [*walk.notes, *walk.remarks, *([note] if note else [])]
         index = len(walk.hops) + 1
         device = DeviceId(host.inode, link.ifindex)
         walk.hops.append(
@@ -241,7 +244,7 @@ class Engine:
                 note="; ".join(notes) or None,
             )
         )
-        walk.notes = []
+        walk.notes, walk.remarks = [], []
         if direction == "tx":
             overhead = frame.packet.length - frame.packet.innermost.length
             walk.limits.append((index, min(link.mtu, _NO_SNAT_MTU) - overhead))

@@ -227,9 +227,8 @@ class Layer3(Engine):
             if packet.df:
                 self._too_big(walk, host, link, packet, mtu, "ICMP fragmentation needed")
                 return
-            walk.doubt(
-                f"{packet.length} bytes do not fit {link.name} in {host.name} (MTU {mtu}): sent as fragments, shown as one packet"
-            )
+            walk.remarks.append(f"{packet.length} bytes do not fit {link.name} (MTU {mtu}): sent as fragments, the first is shown")
+            packet = packet.fragmented(mtu)
         target = gateway or packet.dst
         if link.kind == "loopback":
             self.transmit(walk, host, link, Frame(packet, "00:00:00:00:00:00", "00:00:00:00:00:00"))
@@ -392,5 +391,6 @@ class Layer3(Engine):
         self.hook(walk, host, "forward", older, step, in_link=link, out_link=out)
 
     def _local_in(self, walk: Walk, host: Host, link: Link, packet: Packet) -> None:
+        packet = replace(packet, fragment=None)
         self._transform(walk, host, link, "input")
         self.hook(walk, host, "input", packet, lambda child, seen: self.deliver(child, host, link, seen), in_link=link)

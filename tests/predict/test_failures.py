@@ -81,6 +81,11 @@ def _blocked(made: Overlay) -> None:
     made.node1.plug("br0", "veth0", state="blocking")
 
 
+def _bridge_down(made: Overlay) -> None:
+    _pinned(made)
+    made.node1.down("br0")
+
+
 def _peer_down(made: Overlay) -> None:
     made.node2.neigh("br0", "10.2.0.2", made.pod2.mac("eth0"))
     made.node2.fdb("veth0", made.pod2.mac("eth0"), master="br0")
@@ -182,7 +187,7 @@ FAILURES = [
         "no carrier",
         "ip",
     ),
-    Failure("bridge down", lambda m: (_pinned(m), m.node1.down("br0")), "NOT_SPECIFIED", "node1.veth0.rx", "bridge br0", "ip link set br0 up"),
+    Failure("bridge down", _bridge_down, "NOT_SPECIFIED", "node1.veth0.rx", "bridge br0", "ip link set br0 up"),
     Failure("no route for the tunnel", lambda m: _without(m.node1, destination="192.168.7.0/24"), "IP_OUTNOROUTES", "node1.vx1.tx", "192.168.7.2", "ip route add"),
     Failure("another VNI at the far end", lambda m: m.node2.change("vx1", vxlan=None), "NO_SOCKET", "node2.up0.rx", "8472", "ss", "rejected"),
     Failure("IPv6 disabled", lambda m: m.pod2.sysctl("net.ipv6.conf.eth0.disable_ipv6", 1), "NEIGH_FAILED", "node2.vx1.rx", "nobody", "neigh", family=6),
@@ -262,11 +267,14 @@ def test_a_source_that_is_not_held() -> None:
     assert path.outcome == "dropped" and path.drop is not None and "10.1.0.77" in path.drop.cause
 
 
-def test_a_fragmented_packet_is_said_to_be() -> None:
+def test_a_packet_that_may_be_fragmented_goes_on_in_fragments() -> None:
     made = Overlay()
     path = made.path(payload=2000)
-    assert path.outcome == "delivered" and any("fragments" in reason for reason in path.uncertain)
-    assert path.hops[0].note is not None
+    assert path.outcome == "delivered" and not path.uncertain
+    assert path.hops[0].note is not None and "fragments" in path.hops[0].note
+    assert [hop.ip_length for hop in path.hops] == [1444] * 4 + [1494] * 4 + [1444] * 4
+    six = Overlay(6).path(payload=2000)
+    assert six.outcome == "delivered" and six.hops[0].ip_length == 1448
 
 
 def test_a_routing_loop_ends_with_the_ttl() -> None:
