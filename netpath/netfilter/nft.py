@@ -133,22 +133,23 @@ class Native:
         if (family, table) in owned:
             return
         if kind == "chain":
-            device = body.get("dev", ())
+            hook, device = body.get("hook"), body.get("dev", ())
+            policy = body.get("policy", "accept") if hook is not None else None
+            if not isinstance(hook, (str, type(None))) or policy not in (None, "accept", "drop"):
+                raise TypeError
             chain = NftChain(
                 family,
                 table,
                 str(body["name"]),
-                body.get("hook"),
+                hook,
                 int(body.get("prio", 0)),
                 str(body.get("type", "filter")),
-                body.get("policy") if body.get("hook") else None,
+                policy,
                 (device,) if isinstance(device, str) else tuple(map(str, device)),
             )
             known = self.chains.get((family, table, chain.name))
             chain.rules = known.rules if known is not None else []
             self.chains[family, table, chain.name] = chain
-            if chain.hook is not None and not isinstance(chain.hook, str):
-                raise TypeError
         elif kind == "rule":
             name = str(body["chain"])
             chain = self.chains.setdefault((family, table, name), NftChain(family, table, name))
@@ -255,6 +256,8 @@ class Native:
                 return results + self._verdict_map(chain, rule, body, state, context, depth)
             reference = chain.reference(rule)
             if kind == "reject":
+                if _other_protocol(body, state.packet):
+                    return [*results, Result("continue", state)]
                 return [*results, Result("reject", state.at(reference), reference, _reject(body, state.packet.family))]
             if kind == "queue":
                 return [*results, Result("queue", state.at(reference), reference)]
@@ -483,13 +486,13 @@ class Native:
             return inside != (op == "!=")
         if isinstance(right, bool):
             raise Unsure(f"whether {render_nft.expression(left)} exists")
-        if isinstance(right, list) or op == "in":
+        if isinstance(right, list) or op in ("in", "!"):
             mask = literal(right, kinds[0])
             if not isinstance(value, int) or not isinstance(mask, int):
                 raise Unsure(f"flags of {render_nft.expression(left)}")
             exact = isinstance(left, dict) and any(name in left for name in OPERATORS)
-            if op == "in" or not exact:
-                return (value & mask != 0) != (op == "!=")
+            if op in ("in", "!") or not exact:
+                return (value & mask != 0) != (op in ("!", "!="))
             return (value == mask) != (op == "!=")
         if isinstance(right, dict) and _is_read(right):
             return any(_ordered(op, value, other) for _, other in self._values(right, env))
@@ -732,6 +735,12 @@ def _asks_conntrack(body: Any) -> bool:
 def _within(kind: str, body: Any) -> float:
     """Rates, quotas and counts: one probe stays within them."""
     return 0.0 if isinstance(body, dict) and body.get("inv") else 1.0
+
+
+def _other_protocol(body: Any, packet: PacketState) -> bool:
+    """Whether a reject is for other packets: nft tests for the protocol that its answer needs, and leaves the test out in print."""
+    kind = (body or {}).get("type")
+    return (kind == "tcp reset" and packet.protocol != "tcp") or {"icmp": 6, "icmpv6": 4}.get(str(kind)) == packet.family
 
 
 def _reject(body: Any, family: int) -> str:
