@@ -3,7 +3,6 @@
  * file, so they are declared here and nowhere else: fixed-width types, one member a line, no padding left to the compiler.
  */
 #define NP_CAPTURE 192
-#define NP_NAME 16
 
 enum np_hook { NP_TX = 1, NP_RX = 2, NP_DROP = 3, NP_SOCKET = 4, NP_LOCAL_IN = 5, NP_LOCAL_OUT = 6, NP_TUN_READ = 7 };
 enum np_role { NP_PROBE = 1, NP_ANSWER = 2, NP_ERROR = 3 };
@@ -28,12 +27,11 @@ struct np_event {
 	u16 ahead;         /* bytes of data[] that skb->len does not count (a link-layer header already pulled) */
 	u8 hook;
 	u8 role;
-	u8 name[NP_NAME];
 	u8 data[NP_CAPTURE];
 };
 
 struct np_settings {
-	u64 nonce;         /* as it stands in the packet */
+	u64 nonce;
 	u32 tcp_base;
 	u32 tcp_span;      /* 0: no TCP probes */
 	u32 tcp_stride;

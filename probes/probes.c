@@ -12,6 +12,14 @@ BPF_RINGBUF_OUTPUT(events, 1);
 
 #include "walk.h"
 
+struct np_scratch {
+	u64 busy;
+	u8 front[NP_FRONT + NP_SPARE];
+};
+
+/* Two for each hook: a program may be interrupted by another run of itself, in a softirq, and by nothing more. */
+BPF_PERCPU_ARRAY(scratch, struct np_scratch, 16);
+
 struct context { u64 args[6]; };
 
 static __always_inline void count(u32 which)
@@ -22,80 +30,115 @@ static __always_inline void count(u32 which)
 		(*value)++;
 }
 
-static __always_inline int report(u64 skb, u64 start, u32 layer, u64 dev, u64 net, u8 hook, u64 now, u32 reason, u64 location)
+/* What is known of a packet and its place before its headers are read. */
+struct np_seen {
+	u64 time, skb, location;
+	u32 netns, ifindex, length, reason, ahead;
+	u16 protocol, type;
+	u8 hook;
+};
+
+static __always_inline int write_event(struct np_settings *set, const struct np_seen *seen, const u8 *front, u32 layer, u32 before,
+				       u64 got)
 {
 	struct np_found found = {};
-	struct np_settings *set;
 	struct np_event *event;
-	u32 zero = 0, length, linear, room, captured;
-	u64 head, data;
-	u16 mac, protocol;
-	s64 before;
 
-	set = settings.lookup(&zero);
-	if (!set || !set->nonce)
-		return 0;
-	dev += set->zero; /* see walk.h */
-	length = READ(u32, skb, OFF_sk_buff_len);
-	head = READ(u64, skb, OFF_sk_buff_head);
-	data = READ(u64, skb, OFF_sk_buff_data);
-	linear = length - READ(u32, skb, OFF_sk_buff_data_len);
-	protocol = __builtin_bswap16(READ(u16, skb, OFF_sk_buff_protocol));
-	/* What is before data (a header already pulled) is there too. */
-	room = linear + (u32)(data - start);
-	if (room > 65535)
-		return 0;
-	if (!np_walk(set, start, room, layer, protocol, &found))
+	if (!np_walk(set, front, before, got, layer, seen->protocol, &found))
 		return 0;
 	event = events.ringbuf_reserve(sizeof(struct np_event));
 	if (!event) {
 		count(1);
 		return 0;
 	}
-	event->time = now;
-	event->skb = skb;
-	event->location = location;
+	event->time = seen->time;
+	event->skb = seen->skb;
+	event->location = seen->location;
+	event->netns = seen->netns;
+	event->ifindex = seen->ifindex;
 	event->sequence = found.sequence;
-	event->role = found.role;
-	event->length = length;
-	event->reason = reason;
+	event->length = seen->length;
+	event->reason = seen->reason;
 	event->cpu = bpf_get_smp_processor_id();
-	event->protocol = protocol;
+	event->device_type = seen->type;
+	event->protocol = seen->protocol;
 	event->vlan_tci = event->vlan_protocol = 0;
-	if (READ(u32, skb, OFF_sk_buff_vlan_present) & MASK_sk_buff_vlan_present) {
-		event->vlan_tci = READ(u16, skb, OFF_sk_buff_vlan_tci);
-		event->vlan_protocol = __builtin_bswap16(READ(u16, skb, OFF_sk_buff_vlan_proto));
+	if (VLAN_PRESENT(seen->skb)) {
+		event->vlan_tci = READ(u16, seen->skb, OFF_sk_buff_vlan_tci);
+		event->vlan_protocol = __builtin_bswap16(READ(u16, seen->skb, OFF_sk_buff_vlan_proto));
 	}
-	event->hook = hook;
-	event->netns = netns_of(net);
-	event->ifindex = 0;
-	event->device_type = 0xffff;
-	__builtin_memset(event->name, 0, NP_NAME);
-	if (dev) {
-		event->ifindex = READ(u32, dev, OFF_net_device_ifindex);
-		event->device_type = READ(u16, dev, OFF_net_device_type);
-		bpf_probe_read_kernel(event->name, NP_NAME, (void *)(dev + OFF_net_device_name));
-	}
-	/* The link-layer header, where it has been pulled already, is shown too. */
-	mac = READ(u16, skb, OFF_sk_buff_mac_header);
-	before = (s64)(start - (head + mac));
-	event->l3 = layer == L_ETHERNET ? -1 : 0;
-	if (layer != L_ETHERNET && mac != 0xffff && before > 0 && before <= 64 && event->device_type != 0xfffe) {
-		start -= before;
-		room += before;
-		event->l3 = before;
-	}
-	event->ahead = data > start ? data - start : 0;
-	captured = room < NP_CAPTURE ? room : NP_CAPTURE;
-	/* The verifier must see the bound on the very register: the compiler would check one copy and pass another. */
-	asm volatile("" : "+r"(captured));
-	captured &= 0xff;
-	if (captured > NP_CAPTURE || bpf_probe_read_kernel(event->data, captured, (void *)start))
-		captured = 0;
-	event->captured = captured;
+	event->captured = got < NP_CAPTURE ? got : NP_CAPTURE;
+	event->l3 = layer == L_ETHERNET ? -1 : (s16)before;
+	event->ahead = seen->ahead;
+	event->hook = seen->hook;
+	event->role = found.role;
+	__builtin_memcpy(event->data, front, NP_CAPTURE);
 	count(0);
 	event->left = bpf_ktime_get_ns();
 	events.ringbuf_submit(event, BPF_RB_NO_WAKEUP);
+	return 0;
+}
+
+/*
+ * Looks at the packet whose header of layer `layer` is at `start` (an address), and reports it if it carries the mark.
+ * The link-layer header, where it has been pulled already, is shown too.
+ */
+static __always_inline int report(u64 skb, u64 start, u32 layer, u64 dev, u64 net, u8 hook, u64 now, u32 reason, u64 location)
+{
+	struct np_seen seen = { .time = now, .skb = skb, .location = location, .reason = reason, .hook = hook, .type = 0xffff };
+	u32 nought = 0, key = hook, linear, room, before = 0;
+	struct np_settings *set = settings.lookup(&nought);
+	struct np_scratch *own;
+	u64 head, data, got;
+	u32 zero;
+	u16 mac;
+
+	if (!set || !set->nonce)
+		return 0;
+	zero = set->zero; /* see walk.h: what differs from path to path must not look known */
+	own = scratch.lookup(&key);
+	if (own && own->busy) {
+		key += 8;
+		own = scratch.lookup(&key);
+	}
+	if (!own || own->busy)
+		return 0;
+	if (dev) {
+		seen.type = READ(u16, dev, OFF_net_device_type);
+		seen.ifindex = READ(u32, dev, OFF_net_device_ifindex);
+	}
+	seen.netns = netns_of(net);
+	seen.length = READ(u32, skb, OFF_sk_buff_len);
+	seen.protocol = __builtin_bswap16(READ(u16, skb, OFF_sk_buff_protocol));
+	linear = seen.length - READ(u32, skb, OFF_sk_buff_data_len);
+	head = READ(u64, skb, OFF_sk_buff_head);
+	data = READ(u64, skb, OFF_sk_buff_data);
+	mac = READ(u16, skb, OFF_sk_buff_mac_header);
+	if (layer != L_ETHERNET && mac != 0xffff && seen.type != 0xfffe && start - (head + mac) <= 64)
+		before = start - (head + mac);
+	before += zero;
+	layer += zero;
+	start -= before;
+	/* What is before data (a header already pulled) is there too. */
+	room = linear + (u32)(data - start);
+	if (room > 65535 || room < 8)
+		return 0;
+	got = room < NP_FRONT ? room : NP_FRONT - 1;
+	/* Says to the verifier, in the very register, what the line before says to the compiler. */
+	asm volatile("%0 &= 255" : "+r"(got));
+	if (bpf_probe_read_kernel(own->front, got, (void *)start))
+		return 0;
+	seen.ahead = (data > start ? data - start : 0) + zero;
+	seen.ifindex += zero;
+	seen.netns += zero;
+	seen.type += zero;
+	seen.protocol += zero;
+	seen.length += zero;
+	got += zero;
+	got &= 255;
+	own->busy = 1;
+	write_event(set, &seen, own->front, layer, before, got);
+	own->busy = 0;
 	return 0;
 }
 
@@ -141,11 +184,12 @@ int np_drop(struct context *ctx)
 /* sk_data_ready(sk): the packet that made the socket readable is the last of its queue. */
 int np_socket(struct context *ctx)
 {
-	u64 now = bpf_ktime_get_ns(), sk = ctx->args[0];
-	u64 queue = sk + OFF_sock_sk_receive_queue;
-	u64 skb = READ(u64, queue, OFF_sk_buff_prev);
+	u64 now = bpf_ktime_get_ns(), sk = ctx->args[0], skb;
 
-	if (!skb || skb == queue)
+	if (!READ(u32, sk, OFF_sock_sk_receive_queue + OFF_sk_buff_head_qlen))
+		return 0;
+	skb = READ(u64, sk, OFF_sock_sk_receive_queue + OFF_sk_buff_prev);
+	if (!skb)
 		return 0;
 	return report(skb, network(skb), L_IP, 0, socket_net(sk), NP_SOCKET, now, 0, 0);
 }
@@ -163,7 +207,8 @@ int np_tun_read(struct context *ctx)
 
 struct netfilter { u64 state; u64 skb; };
 
-static __always_inline int at_hook(struct netfilter *ctx, u8 hook, u32 device)
+/* `device` is a constant: which member of nf_hook_state names the device. */
+static __always_inline int at_hook(struct netfilter *ctx, u8 hook, const u32 device)
 {
 	u64 now = bpf_ktime_get_ns(), skb = ctx->skb, state = ctx->state;
 	u64 dev = READ(u64, state, device);

@@ -39,12 +39,12 @@ OFFSETS: tuple[tuple[str, str], ...] = (
     ("sk_buff", "vlan_proto"),
     ("net_device", "ifindex"),
     ("net_device", "type"),
-    ("net_device", "name"),
     ("net_device", "nd_net"),
     ("net", "ns"),
     ("ns_common", "inum"),
     ("sock_common", "skc_net"),
     ("sock", "sk_receive_queue"),
+    ("sk_buff_head", "qlen"),
     ("nf_hook_state", "in"),
     ("nf_hook_state", "out"),
     ("nf_hook_state", "net"),
@@ -86,7 +86,7 @@ def defines(btf: Btf) -> dict[str, int]:
     whole = btf.bits("sk_buff", "vlan_all")
     if whole is not None:
         # Since 6.2 (354259fa73e2) a tag is present when protocol and tag together are not zero.
-        values["OFF_sk_buff_vlan_present"], values["MASK_sk_buff_vlan_present"] = whole // 8, 0xFFFFFFFF
+        values["OFF_sk_buff_vlan_present"], values["NP_VLAN_WORD"] = whole // 8, 1
     else:
         bit = btf.bits("sk_buff", "vlan_present")
         if bit is None:
@@ -100,9 +100,12 @@ def defines(btf: Btf) -> dict[str, int]:
     return values
 
 
-def prepare(btf: Btf) -> Programs:
-    """Compiled programs for this kernel. Raises MissingError when they must be compiled and bcc is not there."""
-    flags = [f"-D{name}={value}" for name, value in sorted(defines(btf).items())]
+def prepare(btf: Btf, *, direct: bool) -> Programs:
+    """Compiled programs for this kernel; with `direct` they read kernel memory by plain loads, which needs BTF-typed programs.
+
+    Raises MissingError when they must be compiled and bcc is not there.
+    """
+    flags = [f"-D{name}={value}" for name, value in sorted(defines(btf).items())] + ["-DNP_DIRECT"] * direct
     texts = {name: source_text(name) for name in (*HEADERS, SOURCE)}
     texts["compile.py"] = (Path(__file__).parent / "compile.py").read_text()
     key = cache.key(__version__, os.uname().machine, flags, texts)

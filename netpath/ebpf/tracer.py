@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import socket
 import struct
@@ -35,6 +36,8 @@ TUNNEL_KINDS = {"vxlan": 1, "ip": 2}
 ETHERNET_TYPES = (1, 772)
 LOADERS = min(4, os.cpu_count() or 1)
 TAG_BYTES = 4
+SCRATCH_BYTES = 8 + 256 + 64
+"""struct np_scratch: a flag, the front of a packet, and room to read beyond it (probes/walk.h)."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -64,22 +67,15 @@ ROLES = {1: "probe", 2: "answer", 3: "error"}
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """What a run needs of this kernel, read and compiled ahead of time."""
+class Provider:
+    """A way to hang a program on a tracepoint. `direct`: its programs may read kernel memory by plain loads."""
 
-    btf: btf_module.Btf
-    programs: programs_module.Programs
-    event: records.Layout
-    settings: records.Layout
+    name: str
+    direct: bool
 
 
-def prepare() -> Prepared:
-    """Read the kernel's types and get the programs, from the cache or from the compiler. Raises MissingError."""
-    header = programs_module.source_text("event.h")
-    kernel = btf_module.read()
-    return Prepared(
-        kernel, programs_module.prepare(kernel), records.layout(header, "np_event"), records.layout(header, "np_settings")
-    )
+PROVIDERS = (Provider("BTF-typed tracepoints", True), Provider("raw tracepoints", False))
+"""Best first; the first whose programs the kernel loads is used. What the second costs more is in docs/probes.md."""
 
 
 class Tracer:
@@ -100,6 +96,8 @@ class Tracer:
         self._tunnel_ports: dict[int, str] = {}
         self._nonce = 0
         self._check_number = 0
+        self.provider = ""
+        """The provider in use, one of `PROVIDERS`."""
 
     def __enter__(self) -> Tracer:
         return self
@@ -138,28 +136,52 @@ class Tracer:
         raw = sys.lookup(self._maps["counters"], struct.pack("<I", which), 8 * cpus)
         return sum(struct.unpack(f"<{cpus}Q", raw))
 
-    def load(self, prepared: Prepared | None = None) -> None:
-        """Make the maps and load the programs; nothing is attached yet. Raises MissingError when the kernel does not let us.
+    def load(self, provider: str | None = None) -> None:
+        """Make the maps and load the programs; nothing is attached yet.
 
-        Most of the time goes to the kernel's verifier, which needs no Python: call it from another thread.
+        `provider` forces one of `PROVIDERS` by name. Raises MissingError when the kernel does not let us, or has no BTF, or when the
+        programs must be compiled and bcc is not there. Most of the time goes to the kernel's verifier, which needs no Python: call it
+        from another thread.
         """
-        self._prepared = prepared or prepare()
-        self._reasons = self._prepared.btf.enum("skb_drop_reason")
+        header = programs_module.source_text("event.h")
+        self._event, self._settings = records.layout(header, "np_event"), records.layout(header, "np_settings")
+        self._btf = btf_module.read()
+        self._reasons = self._btf.enum("skb_drop_reason")
         try:
             self._create_maps()
-            # The verifier is most of the work, and each program's is its own: the system call runs without Python's lock.
-            with ThreadPoolExecutor(LOADERS) as workers:
-                filters = [(hook.name, workers.submit(self._load_netfilter, hook)) for hook, _, _ in NETFILTER]
-                loading = [(hook.name, workers.submit(self._load, sys.PROG_RAW_TRACEPOINT, hook.program)) for hook in TRACEPOINTS]
-            self._loaded |= {name: result.result() for name, result in loading}
-        except sys.LoadError as error:
-            raise MissingError(_load_failure(error)) from error
         except OSError as error:
             raise MissingError(
-                f"the kernel refused an eBPF object ({error.strerror}); "
-                "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed (run as root)"
+                f"the kernel refused an eBPF map ({error.strerror}); CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed (run as root)"
             ) from error
-        self._loaded |= {name: program for name, result in filters if (program := result.result()) is not None}
+        failure: sys.LoadError | None = None
+        for candidate in PROVIDERS:
+            if provider not in (None, candidate.name):
+                continue
+            try:
+                self._loaded = self._load_all(candidate)
+            except sys.LoadError as error:
+                failure = failure or error
+                continue
+            self.provider = candidate.name
+            return
+        assert failure is not None
+        raise MissingError(_load_failure(failure)) from failure
+
+    def _load_all(self, provider: Provider) -> dict[str, int]:
+        """Descriptors of all programs by hook. Raises LoadError when one of the tracepoints' is refused."""
+        code = programs_module.prepare(self._btf, direct=provider.direct)
+        # The verifier is most of the work, and each program's is its own: the system call runs without Python's lock.
+        with ThreadPoolExecutor(LOADERS) as workers:
+            filters = [(hook.name, workers.submit(self._load_netfilter, code, hook)) for hook, _, _ in NETFILTER]
+            loading = [(hook, workers.submit(self._load_tracepoint, code, hook, provider)) for hook in TRACEPOINTS]
+        loaded = {name: program for name, result in filters if (program := result.result()) is not None}
+        for hook, result in loading:
+            try:
+                loaded[hook.name] = result.result()
+            except sys.LoadError:
+                if hook.needed:
+                    raise
+        return loaded
 
     def arm(
         self, nonce: int, *, count: int, tunnel_ports: Mapping[int, str], tcp_base: int | None = None, listen_in: Sequence[str] = ()
@@ -174,9 +196,9 @@ class Tracer:
         self._check_number = count + 1
         for port, tunnel in tunnel_ports.items():
             sys.update(self._maps["tunnels"], struct.pack("<H", port), bytes([TUNNEL_KINDS[tunnel]]))
-        settings = self._prepared.settings.pack(
+        settings = self._settings.pack(
             {
-                "nonce": int.from_bytes(nonce.to_bytes(8, "big"), "little"),
+                "nonce": nonce,
                 "tcp_base": tcp_base or 0,
                 "tcp_span": layout.TCP_STRIDE * (count + 1) if tcp_base is not None else 0,
                 "tcp_stride": layout.TCP_STRIDE,
@@ -191,9 +213,10 @@ class Tracer:
 
     def _create_maps(self) -> None:
         for name, kind, key, value, entries in (
-            ("settings", sys.MAP_ARRAY, 4, self._prepared.settings.struct.size, 1),
+            ("settings", sys.MAP_ARRAY, 4, self._settings.struct.size, 1),
             ("tunnels", sys.MAP_HASH, 2, 1, 256),
             ("counters", sys.MAP_PERCPU_ARRAY, 4, 8, 4),
+            ("scratch", sys.MAP_PERCPU_ARRAY, 4, SCRATCH_BYTES, 16),
             ("events", sys.MAP_RINGBUF, 0, 0, self._ring_bytes),
         ):
             descriptor = sys.create_map(kind, key, value, entries, f"np_{name}")
@@ -202,23 +225,34 @@ class Tracer:
         self._ring = Ring(self._maps["events"], self._ring_bytes)
         self._stack.callback(self._ring.close)
 
-    def _load(self, kind: int, program: str, **how: int) -> int:
-        descriptor = sys.load(kind, self._prepared.programs.linked(program, self._maps), program, **how)
+    def _load(self, code: programs_module.Programs, kind: int, program: str, **how: int) -> int:
+        descriptor = sys.load(kind, code.linked(program, self._maps), program, **how)
         self._stack.callback(os.close, descriptor)
         return descriptor
 
-    def _load_netfilter(self, hook: Hook) -> int | None:
+    def _load_tracepoint(self, code: programs_module.Programs, hook: Hook, provider: Provider) -> int:
+        if not provider.direct:
+            return self._load(code, sys.PROG_RAW_TRACEPOINT, hook.program)
+        type_id = self._btf.find(btf_module.KIND_TYPEDEF, f"btf_trace_{hook.tracepoint}")
+        if type_id is None:
+            raise sys.LoadError(errno.ENOENT, f"this kernel has no tracepoint {hook.tracepoint}", "")
+        return self._load(code, sys.PROG_TRACING, hook.program, attach_type=sys.TRACE_RAW_TP, attach_btf_id=type_id)
+
+    def _load_netfilter(self, code: programs_module.Programs, hook: Hook) -> int | None:
         """None on a kernel before 6.4, or without such programs: sk_data_ready or the last hop stand in."""
         try:
-            return self._load(sys.PROG_NETFILTER, hook.program, attach_type=sys.NETFILTER_ATTACH)
+            return self._load(code, sys.PROG_NETFILTER, hook.program, attach_type=sys.NETFILTER_ATTACH)
         except OSError:
             return None
 
     def _attach_tracepoints(self) -> None:
         for hook in TRACEPOINTS:
-            assert hook.tracepoint is not None
             try:
-                link = sys.open_raw_tracepoint(self._loaded[hook.name], hook.tracepoint)
+                if hook.name not in self._loaded:
+                    raise FileNotFoundError(errno.ENOENT, "not in this kernel")
+                # A BTF-typed program knows its tracepoint; the name is for the others.
+                typed = self.provider == PROVIDERS[0].name
+                link = sys.open_raw_tracepoint(self._loaded[hook.name], None if typed else hook.tracepoint)
             except OSError as error:
                 if hook.needed:
                     self._missing.append(f"{hook.name}: tracepoint {hook.tracepoint}: {error.strerror}; {hook.needed}")
@@ -247,7 +281,7 @@ class Tracer:
             yield self._decode(raw)
 
     def _decode(self, raw: bytes) -> Event:
-        record = self._prepared.event.unpack(raw)
+        record = self._event.unpack(raw)
         captured = record["data"][: record["captured"]]
         headers, ip_length = parse(captured, record["l3"], record["protocol"], self._tunnel_ports)
         if record["l3"] == 0 and captured and not headers:
@@ -274,7 +308,6 @@ class Tracer:
             hook=hook,
             netns=record["netns"],
             ifindex=record["ifindex"],
-            device=record["name"].partition(b"\0")[0].decode(errors="replace"),
             sequence=record["sequence"],
             role=ROLES[record["role"]],
             length=length,
@@ -324,7 +357,6 @@ class KnownPacket:
         facts: tuple[tuple[str, object, object], ...] = (
             ("namespace", event.netns, self.netns),
             ("ifindex", event.ifindex, 1),
-            ("device name", event.device, "lo"),
             ("IP length", event.ip_length, self.size + 28),
             ("frame length", event.length, self.size + 42),
             ("source", ip and ip.src, "127.0.0.1"),

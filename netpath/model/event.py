@@ -20,7 +20,6 @@ class Event:
     """tx (net_dev_start_xmit), rx (netif_receive_skb), drop (kfree_skb), local_in, local_out, socket (sk_data_ready)."""
     netns: int
     ifindex: int
-    device: str
     sequence: int
     """The probe's number."""
     role: str

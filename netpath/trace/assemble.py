@@ -9,7 +9,7 @@ from typing import Any
 
 from netpath.model.event import Event
 from netpath.model.index import SnapshotIndex
-from netpath.model.path import Delivery, DeviceRef, Drop, Hop, Path, Prediction, ProbeCost, Stage, Stats
+from netpath.model.path import Delivery, Drop, Hop, Path, Prediction, ProbeCost, Stage, Stats
 from netpath.model.snapshot import DeviceId
 from netpath.trace import align as aligning
 from netpath.trace.attribute import Place, Step, steps, translations
@@ -111,7 +111,7 @@ def _observed_hop(number: int, line: aligning.Aligned, group: Sequence[Leg], exp
         node=scene.index.node_of(event.netns),
         netns=scene.index.netns_ref(event.netns),
         workload=scene.index.workload_of(event.netns),
-        device=scene.index.device_ref(device) if link else DeviceRef(event.device, event.ifindex, "unknown"),
+        device=scene.index.device_ref(device),
         direction=event.hook,
         length=event.length,
         ip_length=event.ip_length,
@@ -199,10 +199,7 @@ def _drop(leg: Leg, last: int, expected: Path | None, scene: Scene) -> Drop:
     netns = end.netns if end else (leg.hops[-1].netns if leg.hops else None)
     device = None
     if end is not None and end.ifindex:
-        known = scene.index.link(DeviceId(end.netns, end.ifindex))
-        device = (
-            scene.index.device_ref(DeviceId(end.netns, end.ifindex)) if known else DeviceRef(end.device, end.ifindex, "unknown")
-        )
+        device = scene.index.device_ref(DeviceId(end.netns, end.ifindex))
     cause, remedy = explain(reason, end.symbol if end else None, leg)
     return Drop(
         hop=last,

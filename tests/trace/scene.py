@@ -77,7 +77,6 @@ def event(
         hook=hook,
         netns=netns,
         ifindex=ifindex,
-        device="x",
         sequence=sequence,
         length=(first.length or 0) + 14,
         ip_length=first.length or 0,
