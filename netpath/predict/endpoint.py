@@ -138,6 +138,10 @@ class Endpoint(Engine):
         if target is None:
             self._received(walk, host, link, packet, "socket", socket.process)
             return
+        if packet.protocol == "tcp":
+            # It connects to the container once the handshake is done; a SYN alone ends here.
+            self._received(walk, host, link, packet, "proxy", socket.process)
+            return
         self._proxy(walk, host, packet, socket, target)
 
     def _proxy(self, walk: Walk, host: Host, packet: Packet, socket: Socket, target: ProxyTarget) -> None:

@@ -349,7 +349,7 @@ class Drawing:
         if shape != "segment" and rng.random() < 0.2:
             plan.source = "A"
         plan.sport = rng.randrange(40000, 50000)
-        plan.size = rng.choice([32, 64, 200, 1000])
+        plan.size = rng.choice([32, 64, 200, 1000, 2000])
         plan.warm = rng.random() < 0.3
         if rng.random() < 0.46:
             self.break_something(shape)
