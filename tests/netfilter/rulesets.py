@@ -137,8 +137,8 @@ def action(random: Random, table: str, hook: str, protocol: str, chains: list[st
     if kind in ("jump", "goto"):
         chain = random.choice(chains)
         return Condition(f"-{kind[0]} {chain}", f"{kind} {chain}")
-    if kind == "mark" and table != "mangle" or kind == "log":
-        return Condition("-j LOG" if kind == "log" and False else "", "counter")
+    if (kind == "mark" and table != "mangle") or kind == "log":
+        return Condition("", "counter")
     if kind in ("mark", "or", "and", "xor"):
         new = {"mark": f"{value}", "or": f"meta mark | {value}", "and": f"meta mark & {value}", "xor": f"meta mark ^ {value}"}[kind]
         option = {

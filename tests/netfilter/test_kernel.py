@@ -49,6 +49,8 @@ class Bench:
 
     def __init__(self, router: Netns, client: Netns, servers: dict[str, Netns]) -> None:
         self.router, self.client = router, client
+        for name in ("all", "default"):
+            router.sysctl(f"net.ipv4.conf.{name}.send_redirects", 0)
         for device, netns in {"cl": client, **servers}.items():
             mac = f"02:00:00:00:00:{len(device):02x}"
             # Both ends have one MAC address and no ARP, so that no neighbour is ever asked for.
@@ -136,6 +138,19 @@ class Bench:
         else:
             assert sender.connect_ex((dst, dport)) in (errno.EINPROGRESS, errno.ECONNREFUSED, errno.EHOSTUNREACH, 0)
         return sport, self.observe(protocol, sport, "cl"), sender
+
+    def answer(self, got: Seen) -> Seen | None:
+        """The server's answer to a datagram that it got: what became of that; None if no socket of it received it."""
+        for one in self.server_sockets:
+            try:
+                _, extra, _, peer = one.recvmsg(2048, 256)
+            except BlockingIOError:
+                continue
+            self.drain()
+            # From the address that was asked, whichever is the first of the server's (IP_PKTINFO).
+            one.sendmsg([b"y" * 10], [(0, 8, struct.pack("=i4s4x", 0, extra[0][2][8:12]))], 0, peer)
+            return self.observe("udp", got.sport or 0, got.where)
+        return None
 
     def observe(self, protocol: str, sport: int, sender: str) -> Seen:
         """The first thing that happened. Anything of the packet at a server says more than an ICMP error at the client."""
@@ -233,6 +248,19 @@ def through(rules: Evaluator, packet: PacketState, incoming: str) -> list[tuple[
     return found
 
 
+def answered(outcome: HookOutcome, got: Seen) -> PacketState:
+    """The server's answer to a datagram as it reaches the router, with the connection that the router remembers."""
+    connection = outcome.packet.connection
+    if connection is not None and connection.state == "untracked":
+        connection = None
+    if connection is not None:
+        # What was left to the kernel to choose is known now.
+        reply = replace(connection.reply, dport=got.sport)
+        connection = replace(connection, state="established", direction="reply", reply=reply)
+    assert got.src is not None and got.dst is not None
+    return PacketState(4, got.dst, got.src, "udp", got.dport, got.sport, length=38, connection=connection)
+
+
 def agrees(predicted: Seen, seen: Seen) -> bool:
     """A port that only the kernel knows is None in the prediction, and any will do."""
     if predicted.where != seen.where or predicted.how != seen.how:
@@ -265,7 +293,15 @@ def test_random_rulesets(bench: Bench, language: str) -> None:
                 assert right, f"{language} {seed}: {protocol} {sport} -> {dst}:{dport}: {seen}, predicted {said}\n{shown}"
                 kinds[seen.where] = kinds.get(seen.where, 0) + 1
                 changed = (seen.src, seen.dst, seen.dport) != (rulesets.CLIENT, dst, dport) and seen.src is not None
+                if protocol == "udp" and seen.where in rulesets.SERVERS:
+                    back = bench.answer(seen)
+                    if back is not None:
+                        ways = [one for outcome in right for one, _ in through(rules, answered(outcome, seen), seen.where)]
+                        assert any(agrees(way, back) for way in ways), (
+                            f"{language} {seed}: the answer to {seen}: {back}, predicted {ways}\n{shown}"
+                        )
+                        kinds["answered"] = kinds.get("answered", 0) + 1
                 kinds["translated"] = kinds.get("translated", 0) + changed
     # A generator that only ever drops or only ever delivers would prove little.
-    for wanted in ("s1", "s2", "router", "drop", "reject", "translated"):
+    for wanted in ("s1", "s2", "router", "drop", "reject", "translated", "answered"):
         assert kinds.get(wanted, 0) >= 8, kinds

@@ -103,7 +103,7 @@ def test_odd_nft_documents(instead: object, which: int) -> None:
 
     visit(document)
     node, key = places[which % len(places)]
-    node[key] = instead  # type: ignore[index, call-overload]
+    node[key] = instead  # type: ignore[index]
     everything(Netfilter(nft=json.dumps(document)))
 
 
