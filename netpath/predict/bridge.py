@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from shlex import quote
 
 from netpath.model.snapshot import BridgeVlan, Link
 from netpath.predict import addresses as ip
@@ -42,7 +43,10 @@ def decide(
     vid = 0
     if port is not None and port.port is not None and port.port.state != "forwarding":
         return Decision(
-            0, tags, refused=f"port {port.name} is in state {port.port.state}", remedy=f"bridge link set dev {port.name} state 3"
+            0,
+            tags,
+            refused=f"port {port.name} is in state {port.port.state}",
+            remedy=f"bridge link set dev {quote(port.name)} state 3",
         )
     if bridge.bridge is not None and bridge.bridge.vlan_filtering:
         side = port if port is not None else bridge
@@ -57,7 +61,7 @@ def decide(
                     0,
                     tags,
                     refused=f"{side.name} takes no untagged frames (no PVID)",
-                    remedy=f"bridge vlan add dev {side.name} vid VLAN pvid untagged{own}",
+                    remedy=f"bridge vlan add dev {quote(side.name)} vid VLAN pvid untagged{own}",
                 )
             vid = pvid
             tags = ((tpid, vid), *(tags[1:] if tags and tags[0][0] == tpid else tags))
@@ -67,7 +71,7 @@ def decide(
                 0,
                 tags,
                 refused=f"{side.name} is not a member of VLAN {vid}",
-                remedy=f"bridge vlan add dev {side.name} vid {vid}{own}",
+                remedy=f"bridge vlan add dev {quote(side.name)} vid {vid}{own}",
             )
     if ip.is_group_mac(mac):
         return Decision(vid, tags, flood=tuple(flood_ports(host, bridge, port, vid, mac)), local=port is not None)
@@ -121,14 +125,17 @@ def refusal(bridge: Link, port: Link | None, target: Link, vid: int) -> tuple[st
     if port is not None and target.ifindex == port.ifindex and (switches is None or not switches.hairpin):
         return (
             f"the way out is the port it came in by ({target.name}), and hairpin mode is off",
-            f"bridge link set dev {target.name} hairpin on",
+            f"bridge link set dev {quote(target.name)} hairpin on",
         )
     if switches is not None and switches.state != "forwarding":
-        return f"port {target.name} is in state {switches.state}", f"bridge link set dev {target.name} state 3"
+        return f"port {target.name} is in state {switches.state}", f"bridge link set dev {quote(target.name)} state 3"
     if vid and _member(target, vid) is None:
-        return f"{target.name} is not a member of VLAN {vid}", f"bridge vlan add dev {target.name} vid {vid}"
+        return f"{target.name} is not a member of VLAN {vid}", f"bridge vlan add dev {quote(target.name)} vid {vid}"
     if port is not None and port.port is not None and port.port.isolated and switches is not None and switches.isolated:
-        return f"{port.name} and {target.name} are isolated from each other", f"bridge link set dev {target.name} isolated off"
+        return (
+            f"{port.name} and {target.name} are isolated from each other",
+            f"bridge link set dev {quote(target.name)} isolated off",
+        )
     return None
 
 

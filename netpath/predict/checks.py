@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from shlex import quote
 
 from netpath.model.snapshot import Link
 from netpath.predict import addresses as ip
@@ -23,14 +24,14 @@ def inside(host: Host, command: str) -> str:
     """A command as it is typed to run in a namespace."""
     named = bool(host.namespace.names) or any(path.startswith(("/run/netns/", "/var/run/netns/")) for path in host.namespace.paths)
     if named or not (host.namespace.paths or host.namespace.pids):
-        return command if host.name == "host" else f"ip netns exec {host.name} {command}"
+        return command if host.name == "host" else f"ip netns exec {quote(host.name)} {command}"
     if host.namespace.paths:
-        return f"nsenter --net={host.namespace.paths[0]} {command}"
+        return f"nsenter --net={quote(host.namespace.paths[0])} {command}"
     return f"nsenter -t {host.namespace.pids[0]} -n {command}"
 
 
 def setting(host: Host, name: str, value: int) -> str:
-    return inside(host, f"sysctl -w {name}={value}")
+    return inside(host, "sysctl -w " + quote(f"{name}={value}"))
 
 
 def validate_source(host: Host, link: Link, query: Query, oif: int | None) -> Refusal | None:

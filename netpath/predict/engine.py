@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from shlex import quote
 
 from netpath.model.index import SnapshotIndex
 from netpath.model.path import AddressPair, Delivery, Drop, Hop, Path, RuleRef, Stage, Translation
@@ -476,9 +478,13 @@ def remove_rule(host: Host, rule: RuleRef) -> str:
     text = rule.text.strip()
     if text.startswith("-A ") and rule.table is not None:
         tool = "ip6tables" if "icmp6" in text else "iptables"
-        return inside(host, f"{tool} -t {rule.table} -D {text[3:]}")
+        try:
+            words = shlex.split(text[3:])
+        except ValueError:
+            words = [text[3:]]
+        return inside(host, f"{tool} -t {quote(rule.table)} -D {shlex.join(words)}")
     if rule.chain is not None and rule.table is not None:
-        return inside(host, f"nft -a list chain {rule.table} {rule.chain}")
+        return inside(host, "nft -a list chain " + " ".join(quote(word) for word in (*rule.table.split(), rule.chain)))
     return inside(host, "nft list ruleset")
 
 

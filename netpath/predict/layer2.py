@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from shlex import quote
 
 from netpath.model.index import canonical
 from netpath.model.path import Delivery
@@ -38,7 +39,7 @@ class Layer2(Engine):
                 link,
                 "QDISC_DROP",
                 f"{link.name} in {host.name} is down",
-                inside(host, f"ip link set {link.name} up"),
+                inside(host, f"ip link set {quote(link.name)} up"),
             )
             return
         if not link.carrier and link.kind in ("veth", "physical", "vlan", "macvlan"):
@@ -79,9 +80,9 @@ class Layer2(Engine):
         peer = self.index.peer(DeviceId(host.inode, link.ifindex))
         other = self.host(peer.netns) if peer is not None else None
         if peer is None or other is None:
-            return inside(host, f"ip link show {link.name}")
+            return inside(host, f"ip link show {quote(link.name)}")
         there = other.links[peer.ifindex]
-        return inside(other, f"ip link set {there.name} up")
+        return inside(other, f"ip link set {quote(there.name)} up")
 
     def _programs(self, walk: Walk, host: Host, link: Link, direction: str) -> None:
         for program in link.programs:
@@ -107,7 +108,7 @@ class Layer2(Engine):
                 link,
                 "NOT_SPECIFIED",
                 f"the other end of {link.name}, {there.name} in {other.name}, is down",
-                inside(other, f"ip link set {there.name} up"),
+                inside(other, f"ip link set {quote(there.name)} up"),
             )
             return
         if frame.length > there.mtu + _FRAME_SLACK:
@@ -117,7 +118,7 @@ class Layer2(Engine):
                 link,
                 "NOT_SPECIFIED",
                 f"a frame of {frame.length} bytes is too long for {there.name} in {other.name} (MTU {there.mtu})",
-                inside(other, f"ip link set {there.name} mtu {link.mtu}"),
+                inside(other, f"ip link set {quote(there.name)} mtu {link.mtu}"),
             )
             return
         self.scrub(walk, host, other)
@@ -224,7 +225,7 @@ class Layer2(Engine):
                 link,
                 "UNHANDLED_PROTO",
                 f"{link.name} in {host.name} has no device for VLAN {tag}",
-                inside(host, f"ip link add link {link.name} name {link.name}.{tag} type vlan id {tag}"),
+                inside(host, f"ip link add link {quote(link.name)} name {quote(f'{quote(link.name)}.{tag}')} type vlan id {tag}"),
             )
             return
         if not mine:
@@ -264,7 +265,7 @@ class Layer2(Engine):
                 port,
                 "NOT_SPECIFIED",
                 f"the bridge {bridge.name} in {host.name} is down",
-                inside(host, f"ip link set {bridge.name} up"),
+                inside(host, f"ip link set {quote(bridge.name)} up"),
             )
             return
         if port.port is not None and port.port.state not in ("forwarding", "learning"):
@@ -274,7 +275,7 @@ class Layer2(Engine):
                 port,
                 "BRIDGE_INGRESS_STP_STATE",
                 f"the bridge port {port.name} in {host.name} is in state {port.port.state}",
-                inside(host, f"bridge link set dev {port.name} state 3"),
+                inside(host, f"bridge link set dev {quote(port.name)} state 3"),
             )
             return
         if bridge.mac is not None and frame.dst == bridge.mac.lower():
@@ -360,7 +361,7 @@ class Layer2(Engine):
                 port,
                 "NOT_SPECIFIED",
                 f"the bridge {bridge.name} in {host.name} itself is not a member of VLAN {decision.vid}",
-                inside(host, f"bridge vlan add dev {bridge.name} vid {decision.vid} self"),
+                inside(host, f"bridge vlan add dev {quote(bridge.name)} vid {decision.vid} self"),
             )
             return
         walk.stage("bridge", bridge=bridge.name)
@@ -397,7 +398,7 @@ class Layer2(Engine):
                 "OTHERHOST" if decision.flood else self.no_target("NOT_SPECIFIED"),
                 f"the bridge {bridge.name} in {host.name} has no entry for {frame.dst}"
                 + (", and no port leads to it: its copies end unread" if decision.flood else ", and no port to flood it to"),
-                inside(host, f"bridge fdb show br {bridge.name}"),
+                inside(host, f"bridge fdb show br {quote(bridge.name)}"),
             )
             return
         if len(takers) > 1 and not group:
@@ -428,7 +429,7 @@ class Layer2(Engine):
                     port or bridge,
                     "NOT_SPECIFIED",
                     f"a frame of {final.length} bytes is too long for the bridge port {target.name} in {host.name} (MTU {target.mtu})",
-                    inside(host, f"ip link set {target.name} mtu {final.packet.length}"),
+                    inside(host, f"ip link set {quote(target.name)} mtu {final.packet.length}"),
                 )
                 return
             child.physical_in = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from shlex import quote
 
 from netpath.model.index import canonical
 from netpath.model.snapshot import DeviceId, Link
@@ -66,12 +67,12 @@ class Resolver:
     def _ask(self, host: Host, link: Link, target: str, source: str, learned: Learned) -> Resolved:
         four = ":" not in target
         word = "ARP" if four else "neighbour solicitations"
-        show = inside(host, f"ip neigh show {target} dev {link.name}")
+        show = inside(host, f"ip neigh show {target} dev {quote(link.name)}")
         asker = self._asker4(host, link, target, source) if four else self._asker6(host, link, source)
         if asker is None:
             return Resolved(
                 cause=f"{link.name} in {host.name} has no address to send neighbour solicitations from",
-                remedy=inside(host, f"ip -6 addr add fe80::1/64 dev {link.name}"),
+                remedy=inside(host, f"ip -6 addr add fe80::1/64 dev {quote(link.name)}"),
             )
         mac = (link.mac or "").lower()
         group = (
@@ -108,7 +109,7 @@ class Resolver:
             return Resolved(cause=f"{deaf[0]} has {target}, but its answer does not come back to {link.name}", remedy=show)
         return Resolved(
             cause=f"nobody answers {word} for {target} on {link.name} in {host.name}",
-            remedy=inside(host, f"ip neigh replace {target} lladdr MAC dev {link.name}"),
+            remedy=inside(host, f"ip neigh replace {target} lladdr MAC dev {quote(link.name)}"),
         )
 
     def _comes_back(self, host: Host, link: Link, mac: str, asker: DeviceId, learned: Learned) -> bool:

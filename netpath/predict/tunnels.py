@@ -6,6 +6,7 @@ Sources: drivers/net/vxlan/vxlan_core.c (vxlan_xmit, vxlan_rcv), net/ipv4/ipip.c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from shlex import quote
 
 from netpath.model.snapshot import DeviceId, FdbEntry, Link
 from netpath.predict import addresses as ip
@@ -96,7 +97,7 @@ class Tunnels(Engine):
                 link,
                 self.no_target("VXLAN_NO_REMOTE"),
                 f"{link.name} in {host.name} has no forwarding entry for {mac} and no default remote",
-                inside(host, f"bridge fdb append {mac} dev {link.name} dst VTEP"),
+                inside(host, f"bridge fdb append {mac} dev {quote(link.name)} dst VTEP"),
             )
             return
         by_hash = all(remote.share < 1 for remote in remotes)
@@ -262,7 +263,7 @@ class Tunnels(Engine):
                 link,
                 "NOT_SPECIFIED",
                 f"{link.name} in {host.name} has no remote for {packet.dst}",
-                inside(host, f"ip route add {packet.dst} via VTEP dev {link.name} onlink"),
+                inside(host, f"ip route add {packet.dst} via VTEP dev {quote(link.name)} onlink"),
             )
             return
         under = self._underlay_host(host, link) or host

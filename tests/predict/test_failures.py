@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -284,3 +284,14 @@ def test_a_routing_loop_ends_with_the_ttl() -> None:
     path = made.path()
     assert path.outcome == "dropped" and path.drop is not None and path.drop.reason == "IP_INHDR"
     assert len(path.hops) > 60 * 4
+
+
+def test_remedies_are_safe_to_paste() -> None:
+    """Names come from the system: what a shell would act on is quoted."""
+    made = Overlay()
+    made.node1.name = "n;reboot"
+    made.node1.links["br0"] = replace(made.node1.links["br0"], name="br$(id)")
+    made.node1.sysctl("net.ipv4.conf.br$(id).forwarding", 0)
+    path = made.path()
+    assert path.drop is not None
+    assert path.drop.remedy == "ip netns exec 'n;reboot' sysctl -w 'net.ipv4.conf.br$(id).forwarding=1'"

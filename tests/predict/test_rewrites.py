@@ -128,13 +128,13 @@ def test_a_drop_names_its_rule() -> None:
     with_rules(
         made.node2,
         "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n"
-        "-A FORWARD -d 10.2.0.2/32 -j REJECT --reject-with icmp-port-unreachable\nCOMMIT\n",
+        '-A FORWARD -d 10.2.0.2/32 -m comment --comment "no $(id) here" -j REJECT --reject-with icmp-port-unreachable\nCOMMIT\n',
     )
     path = made.net.only(made.pod1.flow("10.2.0.2"), rulesets)
     assert path.outcome == "rejected" and path.drop is not None and path.drop.rule is not None
-    assert (
-        path.drop.remedy
-        == "ip netns exec node2 iptables -t filter -D FORWARD -d 10.2.0.2/32 -j REJECT --reject-with icmp-port-unreachable"
+    assert path.drop.remedy == (
+        "ip netns exec node2 iptables -t filter -D FORWARD -d 10.2.0.2/32 -m comment --comment 'no $(id) here'"
+        " -j REJECT --reject-with icmp-port-unreachable"
     )
 
 
