@@ -194,6 +194,15 @@ int np_socket(struct context *ctx)
 	return report(skb, network(skb), L_IP, 0, socket_net(sk), NP_SOCKET, now, 0, 0);
 }
 
+/* ip_protocol_deliver_rcu(net, skb, protocol) and its IPv6 twin: what LOCAL_IN let through, on its way to the transport. */
+int np_deliver(struct context *ctx)
+{
+	u64 now = bpf_ktime_get_ns(), net = ctx->args[0], skb = ctx->args[1];
+	u64 dev = READ(u64, skb, OFF_sk_buff_dev);
+
+	return report(skb, network(skb), L_IP, dev, net, NP_LOCAL_IN, now, 0, 0);
+}
+
 /* skb_copy_datagram_iovec(skb, len): a process reads a packet, from a TUN device among others. */
 int np_tun_read(struct context *ctx)
 {

@@ -62,6 +62,13 @@ NETFILTER = (
     (Hook("local_in", "np_local_in", None, ""), NF_LOCAL_IN, AFTER_ALL_RULES),
     (Hook("local_out", "np_local_out", None, ""), NF_LOCAL_OUT, BEFORE_ALL_RULES),
 )
+FUNCTIONS = (
+    ("socket", "np_socket", "sock_def_readable"),
+    ("local_in", "np_deliver", "ip_protocol_deliver_rcu"),
+    ("local_in", "np_deliver", "ip6_protocol_deliver_rcu"),
+)
+"""(hook, program, kernel function): what stands in for a hook that the kernel lacks, by fentry. Needs BTF-typed programs; not every
+kernel that has those lets programs onto functions."""
 HOOK_NAMES = {1: "tx", 2: "rx", 3: "drop", 4: "socket", 5: "local_in", 6: "local_out", 7: "tun_read"}
 ROLES = {1: "probe", 2: "answer", 3: "error"}
 
@@ -89,6 +96,7 @@ class Tracer:
         self._stack = ExitStack()
         self._maps: dict[str, int] = {}
         self._loaded: dict[str, int] = {}
+        self._functions: list[tuple[str, int]] = []
         self._ring: Ring | None = None
         self._symbols: Symbols | None = None
         self._hooks: list[str] = []
@@ -181,7 +189,20 @@ class Tracer:
             except sys.LoadError:
                 if hook.needed:
                     raise
+        if provider.direct:
+            self._functions = self._load_functions(code, loaded)
         return loaded
+
+    def _load_functions(self, code: programs_module.Programs, loaded: Mapping[str, int]) -> list[tuple[str, int]]:
+        """(hook, descriptor) of the programs that stand in for hooks that did not load. One that is refused is not there."""
+        found = []
+        for hook, program, function in FUNCTIONS:
+            type_id = self._btf.find(btf_module.KIND_FUNC, function) if hook not in loaded else None
+            if type_id is not None:
+                with contextlib.suppress(sys.LoadError):
+                    how = {"attach_type": sys.TRACE_FENTRY, "attach_btf_id": type_id}
+                    found.append((hook, self._load(code, sys.PROG_TRACING, program, **how)))
+        return found
 
     def arm(
         self, nonce: int, *, count: int, tunnel_ports: Mapping[int, str], tcp_base: int | None = None, listen_in: Sequence[str] = ()
@@ -208,6 +229,7 @@ class Tracer:
         sys.update(self._maps["settings"], struct.pack("<I", 0), settings)
         self._attach_tracepoints()
         self._attach_netfilter(listen_in)
+        self._attach_functions()
         if "socket" not in self._hooks and "local_in" not in self._hooks:
             self._missing.append("delivery: neither sk_data_ready nor netfilter links; arrivals are inferred from the last hop")
 
@@ -259,6 +281,13 @@ class Tracer:
                 continue
             self._stack.callback(os.close, link)
             self._hooks.append(hook.name)
+
+    def _attach_functions(self) -> None:
+        for hook, program in self._functions:
+            with contextlib.suppress(OSError):
+                self._stack.callback(os.close, sys.open_raw_tracepoint(program, None))
+                if hook not in self._hooks:
+                    self._hooks.append(hook)
 
     def _attach_netfilter(self, paths: Sequence[str]) -> None:
         loaded = [(self._loaded[hook.name], number, priority) for hook, number, priority in NETFILTER if hook.name in self._loaded]

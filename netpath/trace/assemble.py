@@ -17,7 +17,7 @@ from netpath.trace.causes import explain, refused_send
 from netpath.trace.correlate import FlowKey, Journey, Leg
 from netpath.trace.stats import summarise
 
-HOOK_NAMES = {"socket": "sk_data_ready", "local_in": "LOCAL_IN"}
+HOOK_NAMES = {"socket": "socket readable", "local_in": "LOCAL_IN"}
 
 
 @dataclass(frozen=True, slots=True)
