@@ -287,7 +287,10 @@ class RulesetEvaluator:
                 return [Result("drop", state, rule.reference)]
             addresses = (own, own)
         else:
-            text, ports = _end(arguments.get("to-source" if kind == "snat" else "to-destination", ""))
+            argument = arguments.get("to-source" if kind == "snat" else "to-destination", "")
+            if not argument:
+                return [Result("continue", state.doubting(f"where rule {rule.text!r} translates to"))]
+            text, ports = _end(argument)
             if text is not None:
                 low, _, high = text.partition("-")
                 addresses = (low, high or low)

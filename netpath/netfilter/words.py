@@ -129,7 +129,9 @@ CT_KINDS: Mapping[str, str] = {
 }
 _SERVICE = re.compile(r"^([a-z0-9.-]+/[a-z0-9.-]+(?::[\w.-]*)?)(?: |$)")
 """kube-proxy's comments start with NAMESPACE/NAME:PORT (pkg/proxy/iptables/proxier.go)."""
-_SERVICE_CHAIN = re.compile(r"^(?:service|endpoint|external|firewall)-\w+-([a-z0-9.-]+)/([a-z0-9.-]+)/(?:tcp|udp|sctp)/([\w.-]*)")
+_SERVICE_CHAIN = re.compile(
+    r"^(?:service|endpoint|external|firewall)-\w+-([a-z0-9.-]+)/([a-z0-9.-]+)/(?:tcp|udp|sctp)/([\w.-]*?)(?:__|$)"
+)
 """Its nftables mode puts the service into the chain's name: service-HASH-NAMESPACE/NAME/PROTOCOL/PORT (pkg/proxy/nftables/proxier.go)."""
 
 
