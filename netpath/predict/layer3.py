@@ -15,7 +15,7 @@ from netpath.predict import addresses as ip
 from netpath.predict.checks import Refusal, inside, martian, setting, validate_source
 from netpath.predict.engine import Engine, Then, Walk
 from netpath.predict.host import Host
-from netpath.predict.packet import Frame, Packet
+from netpath.predict.packet import USER_SPACE, Frame, Packet
 from netpath.predict.route import PROTOCOL_NUMBERS, Choice, Lookup, Query, describe_rule, lookup, source_for
 
 _ERRORS = {
@@ -37,6 +37,7 @@ class Layer3(Engine):
     """`send`, `arrive`, and what lies between them and the devices."""
 
     def _query(self, host: Host, walk: Walk, packet: Packet, *, src: str | None, iif: int | None, oif: int | None) -> Query:
+        whole = iif is None or packet.fragment is None
         number = PROTOCOL_NUMBERS.get(packet.protocol)
         if number is None and packet.protocol.isdigit():
             number = int(packet.protocol)
@@ -49,8 +50,9 @@ class Layer3(Engine):
             mark=walk.mark,
             tos=packet.tos & 0xFC,
             protocol=number,
-            sport=packet.sport,
-            dport=packet.dport,
+            # The flow dissector reads no ports in fragments, so that rules on ports don't match what is forwarded in pieces.
+            sport=packet.sport if whole else 0,
+            dport=packet.dport if whole else 0,
             output=iif is None,
         )
 
@@ -225,8 +227,11 @@ class Layer3(Engine):
     def _finish(self, walk: Walk, host: Host, link: Link, packet: Packet, gateway: str | None, mtu: int) -> None:
         """ip_finish_output: fragments, the neighbour, the device."""
         if packet.length > mtu and link.kind != "loopback":
-            if packet.df:
-                self._too_big(walk, host, link, packet, mtu, "ICMP fragmentation needed")
+            # ip6_fragment: what a tunnel sends over IPv6 is not cut (its socket has not asked for that).
+            tunnelled = packet.inner is not None and packet.inner.kind not in USER_SPACE
+            if packet.df or (packet.family == 6 and tunnelled):
+                how = "ICMPv6 packet too big" if packet.family == 6 else "ICMP fragmentation needed"
+                self._too_big(walk, host, link, packet, mtu, how)
                 return
             walk.remarks.append(f"{packet.length} bytes do not fit {link.name} (MTU {mtu}): sent as fragments, the first is shown")
             packet = packet.fragmented(mtu)

@@ -9,6 +9,8 @@ from netpath.netfilter.types import Connection, PacketState
 
 ETHERNET = 14
 FRAGMENT_HEADER = 44
+USER_SPACE = ("relay", "sleeve")
+"""Kinds of encapsulation that processes do."""
 VLAN = 4
 _IP_HEADER = {4: 20, 6: 40}
 _TRANSPORT = {"udp": 8, "tcp": 32, "icmp": 8, "icmpv6": 8}

@@ -14,7 +14,7 @@ from netpath.model.snapshot import Link, Socket
 from netpath.predict import addresses as ip
 from netpath.predict.engine import Engine, Walk
 from netpath.predict.host import Host
-from netpath.predict.packet import Encapsulated, Frame, Packet
+from netpath.predict.packet import USER_SPACE, Encapsulated, Frame, Packet
 from netpath.predict.route import Query, lookup, select_address
 
 _SLEEVE_HEADER = 20
@@ -147,7 +147,7 @@ class UserSpace(Engine):
 
     def unwrap(self, walk: Walk, host: Host, link: Link | None, packet: Packet) -> bool:
         inner = packet.inner
-        if inner is None or inner.kind not in ("relay", "sleeve"):
+        if inner is None or inner.kind not in USER_SPACE:
             return False
         carried = inner.packet if inner.packet is not None else (inner.frame.packet if inner.frame is not None else None)
         assert carried is not None

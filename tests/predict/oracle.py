@@ -32,7 +32,8 @@ from tests.predict.topologies import PORT, Plan
 
 ETH_P_ALL = 3
 PACKET_OUTGOING = 4
-UDP_HEADER, ICMP_HEADER = 8, 8
+ETH_IPV4, ETH_IPV6, FRAGMENT = 0x0800, 0x86DD, 44
+VXLAN_FLAGS = b"\x08\0\0\0"
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER = 10, 23
 PMTUDISC_DONT, PMTUDISC_DO = 0, 2
 SO_TIMESTAMPNS = 35
@@ -231,19 +232,28 @@ class Ears:
                     if error.errno == errno.ENETDOWN:
                         continue
                     raise
-                if nonce in data and not _is_error(data, data.index(nonce)):
+                if nonce in data and not _is_error(data):
                     self.seen[inode].append((self._index[inode][address[0]], "tx" if address[2] == PACKET_OUTGOING else "rx"))
                     new += 1
         return new
 
 
-def _is_error(data: bytes, nonce: int) -> bool:
-    """An ICMP error that quotes the packet, whatever it is wrapped in: what stands before the quoted IP header is ICMP's, and IP's."""
-    for header, protocol, protocol_at, kinds in ((20, 1, 9, (3, 11)), (40, 58, 6, (1, 2, 3, 4))):
-        icmp = nonce - UDP_HEADER - header - ICMP_HEADER
-        network = icmp - header
-        if network >= 0 and data[icmp] in kinds and data[network + protocol_at] == protocol:
-            return True
+def _is_error(frame: bytes) -> bool:
+    """An ICMP error (it quotes the packet, nonce and all), alone or inside a VXLAN."""
+    kind = int.from_bytes(frame[12:14], "big")
+    if kind == ETH_IPV4:
+        protocol, above = frame[23], 14 + (frame[14] & 0xF) * 4
+    elif kind == ETH_IPV6:
+        protocol, above = frame[20], 54
+        if protocol == FRAGMENT:
+            protocol, above = frame[54], 62
+    else:
+        return False
+    if protocol in (1, 58):
+        return frame[above] in ((3, 11) if protocol == 1 else (1, 2, 3, 4))
+    # A VXLAN header has nothing but the I flag in its first four bytes; no probe's payload starts so.
+    if protocol == 17 and frame[above + 8 : above + 12] == VXLAN_FLAGS:
+        return _is_error(frame[above + 16 :])
     return False
 
 

@@ -295,3 +295,10 @@ def test_remedies_are_safe_to_paste() -> None:
     path = made.path()
     assert path.drop is not None
     assert path.drop.remedy == "ip netns exec 'n;reboot' sysctl -w 'net.ipv4.conf.br$(id).forwarding=1'"
+
+
+def test_rules_on_ports_do_not_see_fragments() -> None:
+    made = Overlay()
+    made.node1.rule(50, destination_ports=(7777, 7777), table=66).route("10.2.0.0/24", type="prohibit", table=66)
+    assert made.path().outcome == "dropped"
+    assert made.path(payload=2000).outcome == "delivered"
