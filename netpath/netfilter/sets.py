@@ -32,13 +32,17 @@ class Sets:
             elif len(words) >= 3 and words[0] == "add" and words[1] in self._sets:
                 self._sets[words[1]].members.append((words[2], "nomatch" in words[3:]))
 
-    def holds(self, name: str, dimensions: Sequence[str], packet: PacketState, context: HookContext) -> bool | str:
+    def holds(
+        self, name: str, dimensions: Sequence[str], packet: PacketState, context: HookContext, outer: tuple[str, ...] = ()
+    ) -> bool | str:
         """Whether the packet is in the set; a text says why that can't be told."""
         found = self._sets.get(name)
         if found is None:
             return f"the set {name} is not in the snapshot"
         if found.kind == "list:set":
-            answers = [self.holds(member, dimensions, packet, context) for member, _ in found.members if member != name]
+            # ipset refuses lists of lists; a text that has them must not lead in a circle.
+            inner = [member for member, _ in found.members if member not in (name, *outer)]
+            answers = [self.holds(member, dimensions, packet, context, (name, *outer)) for member in inner]
             return True if True in answers else next((answer for answer in answers if isinstance(answer, str)), False)
         parts = found.kind.partition(":")[2].split(",")
         values = [_value(part, side, packet, context) for part, side in zip(parts, dimensions, strict=False)]
@@ -62,6 +66,11 @@ def _value(part: str, side: str, packet: PacketState, context: HookContext) -> s
         return packet.src if source else packet.dst
     if part == "port":
         port = packet.sport if source else packet.dport
+        if packet.protocol in ("icmp", "icmpv6"):
+            # ip_set_get_ip_port: type and code stand for the port.
+            port = (packet.icmp_type or 0) << 8 | (packet.icmp_code or 0)
+        elif packet.protocol not in ("tcp", "udp", "sctp", "udplite"):
+            port = 0
         return None if port is None else f"{packet.protocol}:{port}"
     if part == "iface":
         return context.in_device if source else context.out_device

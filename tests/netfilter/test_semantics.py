@@ -185,3 +185,13 @@ def test_ten_thousand_rules_are_not_all_understood() -> None:
     assert outcome.packet.dst == "10.244.1.2"
     rules = [rule for table in asked._tables for chain in table.chains.values() for rule in chain.rules]  # type: ignore[attr-defined]
     assert sum("parts" in vars(rule) for rule in rules) == 3
+
+
+def test_sets_of_ports_and_lists_in_a_circle() -> None:
+    sets = "create p hash:ip,port\nadd p 10.9.9.9,udp:53\ncreate a list:set\ncreate b list:set\nadd a b\nadd b a\nadd b p\n"
+    text = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m set --match-set a dst,dst -j DROP\nCOMMIT\n"
+    where = context("forward", "a", "b")
+    assert one(save(text, ipset=sets), udp("10.9.9.9", 53), where).verdict == "drop"
+    assert one(save(text, ipset=sets), udp("10.9.9.9", 54), where).verdict == "accept"
+    ping = one(save(text, ipset=sets), PacketState(4, "10.1.1.1", "10.9.9.9", "icmp", icmp_type=8, icmp_code=0), where)
+    assert (ping.verdict, ping.uncertain) == ("accept", ())
