@@ -20,7 +20,7 @@ from netpath.predict.engine import Engine, Walk
 from netpath.predict.host import Host
 from netpath.predict.packet import ETHERNET, TPIDS, VLAN, Frame, Packet
 from netpath.predict.route import Query, lookup
-from netpath.predict.segment import macvlans_of
+from netpath.predict.segment import dark, macvlans_of
 
 _CONNECTED = frozenset({"REACHABLE", "PERMANENT", "NOARP"})
 _SINKS = ("dummy", "ifb", "nlmon")
@@ -39,10 +39,10 @@ class Layer2(Engine):
                 link,
                 "QDISC_DROP",
                 f"{link.name} in {host.name} is down",
-                inside(host, f"ip link set {quote(link.name)} up"),
+                inside(host, f"ip link set dev {quote(link.name)} up"),
             )
             return
-        if not link.carrier and link.kind in ("veth", "physical", "vlan", "macvlan"):
+        if dark(link):
             self.drop(
                 walk, host, link, "QDISC_DROP", f"{link.name} in {host.name} has no carrier", self._carrier_remedy(host, link)
             )
@@ -79,10 +79,13 @@ class Layer2(Engine):
     def _carrier_remedy(self, host: Host, link: Link) -> str:
         peer = self.index.peer(DeviceId(host.inode, link.ifindex))
         other = self.host(peer.netns) if peer is not None else None
+        down = next((port for port in host.ports[link.ifindex] if not port.up), None) if link.kind == "bridge" else None
+        if down is not None:
+            return inside(host, f"ip link set dev {quote(down.name)} up")
         if peer is None or other is None:
-            return inside(host, f"ip link show {quote(link.name)}")
+            return inside(host, f"ip link show dev {quote(link.name)}")
         there = other.links[peer.ifindex]
-        return inside(other, f"ip link set {quote(there.name)} up")
+        return inside(other, f"ip link set dev {quote(there.name)} up")
 
     def _programs(self, walk: Walk, host: Host, link: Link, direction: str) -> None:
         for program in link.programs:
@@ -108,7 +111,7 @@ class Layer2(Engine):
                 link,
                 "NOT_SPECIFIED",
                 f"the other end of {link.name}, {there.name} in {other.name}, is down",
-                inside(other, f"ip link set {quote(there.name)} up"),
+                inside(other, f"ip link set dev {quote(there.name)} up"),
             )
             return
         if frame.length > there.mtu + _FRAME_SLACK:
@@ -118,7 +121,7 @@ class Layer2(Engine):
                 link,
                 "NOT_SPECIFIED",
                 f"a frame of {frame.length} bytes is too long for {there.name} in {other.name} (MTU {there.mtu})",
-                inside(other, f"ip link set {quote(there.name)} mtu {link.mtu}"),
+                inside(other, f"ip link set dev {quote(there.name)} mtu {link.mtu}"),
             )
             return
         self.scrub(walk, host, other)
@@ -265,7 +268,7 @@ class Layer2(Engine):
                 port,
                 "NOT_SPECIFIED",
                 f"the bridge {bridge.name} in {host.name} is down",
-                inside(host, f"ip link set {quote(bridge.name)} up"),
+                inside(host, f"ip link set dev {quote(bridge.name)} up"),
             )
             return
         if port.port is not None and port.port.state not in ("forwarding", "learning"):
@@ -429,7 +432,7 @@ class Layer2(Engine):
                     port or bridge,
                     "NOT_SPECIFIED",
                     f"a frame of {final.length} bytes is too long for the bridge port {target.name} in {host.name} (MTU {target.mtu})",
-                    inside(host, f"ip link set {quote(target.name)} mtu {final.packet.length}"),
+                    inside(host, f"ip link set dev {quote(target.name)} mtu {final.packet.length}"),
                 )
                 return
             child.physical_in = None

@@ -181,7 +181,7 @@ class Layer3(Engine):
             link,
             "PKT_TOO_BIG",
             f"{packet.length} bytes are more than the MTU of {link.name} in {host.name} ({mtu}), and it must not be fragmented: {how}",
-            inside(host, f"ip link set {quote(link.name)} mtu {packet.length}"),
+            inside(host, f"ip link set dev {quote(link.name)} mtu {packet.length}"),
         )
 
     def _no_route(self, walk: Walk, host: Host, link: Link | None, packet: Packet, found: Lookup, reason: str) -> None:

@@ -82,7 +82,7 @@ class Run:
         return True
 
     def send(self, host: Host, link: Link, tags: Tags) -> None:
-        if not link.up or not self._fresh(host, link, "tx", tags):
+        if not link.up or dark(link) or not self._fresh(host, link, "tx", tags):
             return
         if link.kind == "veth":
             self._to_peer(host, link, tags)
@@ -182,6 +182,11 @@ class Run:
                 other = self._hosts(device.netns)
                 if other is not None:
                     self.receive(other, child, tags, True)
+
+
+def dark(link: Link) -> bool:
+    """No carrier where carrier means something: what is sent meets the no-op qdisc (a bridge has one while a port has)."""
+    return link.up and not link.carrier and link.kind in ("veth", "physical", "vlan", "macvlan", "bridge", "bond", "team")
 
 
 def macvlans_of(index: SnapshotIndex, device: DeviceId) -> list[tuple[DeviceId, Link]]:

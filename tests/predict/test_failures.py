@@ -169,7 +169,7 @@ FAILURES = [
     Failure("stale neighbour, unknown MAC", _stale_mac, "OTHERHOST", "node2.br0.tx", "no entry for 02:de:ad:00:00:01", "bridge fdb show"),
     Failure("stale neighbour, wrong pod", _wrong_mac_at_pod, "OTHERHOST", "pod2.eth0.rx", "02:de:ad:00:00:01", "ip neigh"),
     Failure("blocked port", _blocked, "BRIDGE_INGRESS_STP_STATE", "node1.veth0.rx", "blocking", "bridge link set dev veth0 state 3"),
-    Failure("peer down", _peer_down, "NOT_SPECIFIED", "node2.veth0.tx", "eth0 in pod2, is down", "ip link set eth0 up"),
+    Failure("peer down", _peer_down, "NOT_SPECIFIED", "node2.veth0.tx", "eth0 in pod2, is down", "ip link set dev eth0 up"),
     Failure("frame too long for the peer", _narrow_peer, "NOT_SPECIFIED", "node2.veth0.tx", "too long", "mtu", flow={"payload": 700}),
     Failure(
         "port down",
@@ -177,7 +177,7 @@ FAILURES = [
         "QDISC_DROP",
         "node2.br0.tx",
         "veth0 in node2 is down",
-        "ip link set veth0 up",
+        "ip link set dev veth0 up",
     ),
     Failure(
         "underlay down",
@@ -187,7 +187,7 @@ FAILURES = [
         "no carrier",
         "ip",
     ),
-    Failure("bridge down", _bridge_down, "NOT_SPECIFIED", "node1.veth0.rx", "bridge br0", "ip link set br0 up"),
+    Failure("bridge down", _bridge_down, "NOT_SPECIFIED", "node1.veth0.rx", "bridge br0", "ip link set dev br0 up"),
     Failure("no route for the tunnel", lambda m: _without(m.node1, destination="192.168.7.0/24"), "IP_OUTNOROUTES", "node1.vx1.tx", "192.168.7.2", "ip route add"),
     Failure("another VNI at the far end", lambda m: m.node2.change("vx1", vxlan=None), "NO_SOCKET", "node2.up0.rx", "8472", "ss", "rejected"),
     Failure("IPv6 disabled", lambda m: m.pod2.sysctl("net.ipv6.conf.eth0.disable_ipv6", 1), "NEIGH_FAILED", "node2.vx1.rx", "nobody", "neigh", family=6),
@@ -302,3 +302,16 @@ def test_rules_on_ports_do_not_see_fragments() -> None:
     made.node1.rule(50, destination_ports=(7777, 7777), table=66).route("10.2.0.0/24", type="prohibit", table=66)
     assert made.path().outcome == "dropped"
     assert made.path(payload=2000).outcome == "delivered"
+
+
+def test_a_bridge_without_carrier_sends_nothing() -> None:
+    """The last of its ports went down: the kernel's no-op qdisc takes what the host sends through it."""
+    made = Overlay()
+    made.node2.neigh("br0", "10.2.0.2", made.pod2.mac("eth0"))
+    made.node2.down("veth0").change("br0", flags=("BROADCAST", "MULTICAST", "UP"))
+    path = made.path()
+    assert path.drop is not None and (path.drop.reason, hops(path)[-1]) == ("QDISC_DROP", "node2.vx1.rx")
+    assert path.drop.remedy == "ip netns exec node2 ip link set dev veth0 up"
+    made.node2.neighbours = [entry for entry in made.node2.neighbours if entry.address != "10.2.0.2"]
+    path = made.path()
+    assert path.drop is not None and path.drop.reason == "NEIGH_FAILED"
