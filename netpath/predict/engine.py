@@ -167,7 +167,8 @@ class Engine:
             walk.doubt(f"more than {MAX_HOPS} hops: a loop")
             self.end_unknown(walk, None, None)
         elif walk.share < MIN_SHARE or len(self.finished) + len(self.todo) > MAX_PATHS:
-            return
+            walk.doubt(f"too many ways to follow each to its end (more than {MAX_PATHS}, or one less likely than {MIN_SHARE})")
+            self.end_unknown(walk, None, None)
         else:
             self.todo.append(step)
 

@@ -286,6 +286,27 @@ def test_a_routing_loop_ends_with_the_ttl() -> None:
     assert len(path.hops) > 60 * 4
 
 
+def test_a_loop_over_several_ways_is_cut_short_and_said_to_be() -> None:
+    """Two routers that send to each other over two wires: the ways double at every step."""
+    from netpath.model.snapshot import NextHop
+
+    net = Build()
+    a, b = net.ns("a", forward=True), net.ns("b", forward=True)
+    for number in (1, 2):
+        net.wire(a, f"e{number}", b, f"e{number}")
+        a.addr(f"e{number}", f"192.0.{number}.1/24")
+        b.addr(f"e{number}", f"192.0.{number}.2/24")
+    for ns, other in ((a, 2), (b, 1)):
+        ns.route("10.0.0.0/8", hops=[NextHop(ns.index(f"e{number}"), f"192.0.{number}.{other}") for number in (1, 2)])
+    client = net.ns("client")
+    net.wire(client, "e0", a, "e0")
+    a.addr("e0", "192.0.9.1/24")
+    client.addr("e0", "192.0.9.2/24").route("0.0.0.0/0", via="192.0.9.1", dev="e0")
+    prediction = net.predict(client.flow("10.0.0.1"))
+    assert len(prediction.paths) < 1000 and any("too many" in reason for path in prediction.paths for reason in path.uncertain)
+    assert abs(sum(path.share for path in prediction.paths) - 1) < 1e-6
+
+
 def test_remedies_are_safe_to_paste() -> None:
     """Names come from the system: what a shell would act on is quoted."""
     made = Overlay()

@@ -278,3 +278,25 @@ def test_recordings_of_real_nodes() -> None:
         prediction = predict(snapshot, replace(flow, netns=pod.inode))
         assert prediction.outcome == "delivered" and not prediction.paths[0].uncertain
         assert prediction.paths[0].hops[-1].netns.name == "fcp2a"
+
+
+def test_a_mark_set_at_output_chooses_another_route() -> None:
+    made = Overlay()
+    made.net.wire(made.pod1, "eth1", made.node2, "direct", mtu=1450)
+    made.pod1.addr("eth1", "198.51.100.1/24").rule(100, fwmark=5, table=66)
+    made.node2.addr("direct", "198.51.100.2/24")
+    made.pod1.route("0.0.0.0/0", via="198.51.100.2", dev="eth1", table=66)
+    with_rules(
+        made.pod1,
+        "*mangle\n:PREROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n"
+        ":POSTROUTING ACCEPT [0:0]\n-A OUTPUT -p udp -j MARK --set-xmark 0x5/0xffffffff\nCOMMIT\n",
+    )
+    path = made.net.only(made.pod1.flow("10.2.0.2"), rulesets)
+    assert hops(path)[0] == "pod1.eth1.tx" and path.outcome == "delivered"
+    source = next(header for header in path.hops[0].headers if isinstance(header, Ipv4)).src
+    assert source == "10.1.0.2", "the source was chosen before the mark"
+    assert hops(made.net.only(made.pod1.flow("10.2.0.2", protocol="tcp"), rulesets))[0] == "pod1.eth0.tx"
+    made.pod1.routes = [route for route in made.pod1.routes if route.table != 66]
+    made.pod1.route("0.0.0.0/0", type="unreachable", table=66)
+    path = made.net.only(made.pod1.flow("10.2.0.2"), rulesets)
+    assert path.drop is not None and path.drop.reason == "IP_OUTNOROUTES" and not path.hops
