@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 from collections.abc import Iterator
@@ -13,16 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from netpath import setns
 from netpath.errors import MissingError
 
 NAMED = ("/run/netns", "/var/run/netns")
 """Where iproute2 keeps its names."""
 _HELD = (*NAMED, "/run/docker/netns", "/var/run/docker/netns")
-_CLONE_NEWNET = 0x40000000
 _CAPABILITIES = {12: "CAP_NET_ADMIN", 21: "CAP_SYS_ADMIN"}
 _NSFS_ROOT = re.compile(r"net:\[(\d+)\]")
 _OCTAL = re.compile(r"\\([0-7]{3})")
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(slots=True)
@@ -174,11 +172,10 @@ def enter(namespace: Found) -> None:
         try:
             if os.fstat(descriptor).st_ino != namespace.inode:
                 continue
-            if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
-                code = ctypes.get_errno()
-                failure = OSError(code, os.strerror(code), path)
-                continue
+            setns.enter(descriptor)
             return
+        except OSError as error:
+            failure = error
         finally:
             os.close(descriptor)
     if failure is not None:

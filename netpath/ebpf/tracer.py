@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import socket
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from netpath import setns
 from netpath.ebpf import btf as btf_module
 from netpath.ebpf import programs as programs_module
 from netpath.ebpf import records, sys
@@ -26,7 +26,6 @@ from netpath.model.event import Event
 from netpath.model.packet import Ethernet, Headers, Ipv4, Udp, Vlan
 
 RING_BYTES = 1 << 20
-CLONE_NEWNET = 0x40000000
 NFPROTO = (socket.AF_INET, socket.AF_INET6)
 NF_LOCAL_IN, NF_LOCAL_OUT = 1, 3
 AFTER_ALL_RULES = 1000
@@ -38,7 +37,6 @@ LOADERS = min(4, os.cpu_count() or 1)
 TAG_BYTES = 4
 SCRATCH_BYTES = 8 + 256 + 64
 """struct np_scratch: a flag, the front of a packet, and room to read beyond it (probes/walk.h)."""
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,9 +405,10 @@ def _known_packet(nonce: int, sequence: int) -> KnownPacket:
     import fcntl
     import time
 
-    if _libc.unshare(CLONE_NEWNET) != 0:
-        code = ctypes.get_errno()
-        raise MissingError(f"cannot make a network namespace for the self-check: {os.strerror(code)} (run as root)")
+    try:
+        setns.unshare()
+    except OSError as error:
+        raise MissingError(f"cannot make a network namespace for the self-check: {error.strerror} (run as root)") from error
     inode = Path("/proc/thread-self/ns/net").stat().st_ino
     size = 40
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -441,20 +440,15 @@ def _link_in(path: str, loaded: Sequence[tuple[int, int, int]]) -> list[int]:
 
     A namespace that is gone by now has no deliveries to watch.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return []
     links: list[int] = []
     try:
-        if _libc.setns(descriptor, CLONE_NEWNET) != 0:
-            return []
-        for program, number, priority in loaded:
-            for family in NFPROTO:
-                with contextlib.suppress(OSError):  # no IPv6 in this kernel or namespace
-                    links.append(sys.link_netfilter(program, family, number, priority))
-    finally:
-        os.close(descriptor)
+        setns.enter_path(path)
+    except OSError:
+        return links
+    for program, number, priority in loaded:
+        for family in NFPROTO:
+            with contextlib.suppress(OSError):  # no IPv6 in this kernel or namespace
+                links.append(sys.link_netfilter(program, family, number, priority))
     return links
 
 

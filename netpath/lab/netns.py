@@ -14,23 +14,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from netpath.setns import check as check
+from netpath.setns import enter as enter
+from netpath.setns import unshare as unshare
+
 T = TypeVar("T")
 
 DIRECTORY = Path("/run/netns")
 
-CLONE_NEWNET = 0x40000000
 MS_BIND = 4096
 MS_REC = 16384
 MS_SHARED = 1 << 20
 _MNT_DETACH = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _check(result: int, what: str) -> None:
-    if result != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), what)
 
 
 def path_of(name: str) -> Path:
@@ -40,16 +37,6 @@ def path_of(name: str) -> Path:
 def inode_of(name: str) -> int:
     """The namespace's inode, its identity as /proc/PID/ns/net shows it. Raises OSError."""
     return path_of(name).stat().st_ino
-
-
-def enter(descriptor: int) -> None:
-    """Move the calling thread into a network namespace. Only for threads and processes made for it."""
-    _check(_libc.setns(descriptor, CLONE_NEWNET), "setns")
-
-
-def unshare(flags: int = CLONE_NEWNET) -> None:
-    """Move the calling thread into a new namespace. Only for threads and processes made for it."""
-    _check(_libc.unshare(flags), "unshare")
 
 
 def in_thread(function: Callable[[], T], *, on_interrupt: Callable[[], None] | None = None) -> T:
@@ -90,7 +77,7 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str | No
         ctypes.c_ulong(flags),
         None if data is None else data.encode(),
     )
-    _check(code, target)
+    check(code, target)
 
 
 def unmount(target: str) -> bool:

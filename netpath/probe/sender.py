@@ -8,7 +8,6 @@ It ends when its parent does: the socket closes.
 from __future__ import annotations
 
 import errno
-import os
 import selectors
 import socket
 import sys
@@ -20,6 +19,7 @@ import msgspec
 from netpath.model import nonce as layout
 from netpath.probe import build
 from netpath.probe.messages import Answer, Enter, Entered, Failed, Preload, Send, Sent
+from netpath.setns import enter_path
 
 IP_MTU_DISCOVER = 10
 IP_PMTUDISC_DONT = 0
@@ -28,22 +28,8 @@ IP_PMTUDISC_PROBE = 3
 IPV6_MTU_DISCOVER = 23
 IPV6_DONTFRAG = 62
 SO_MARK = 36
-CLONE_NEWNET = 0x40000000
 
 _REQUEST: Any = msgspec.json.Decoder(Preload | Enter | Send)
-
-
-def _setns(path: str) -> None:
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if libc.setns(descriptor, CLONE_NEWNET) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), path)
-    finally:
-        os.close(descriptor)
 
 
 class Unroutable(OSError):
@@ -58,7 +44,7 @@ class Sender:
         self.family = socket.AF_INET6 if ":" in spec.dst else socket.AF_INET
         self.source, self.sport = "", spec.sport
         self._holder: socket.socket | None = None
-        _setns(spec.netns_path)
+        enter_path(spec.netns_path)
         self.source = spec.src or self._kernel_source()
         self.output = self._open()
 
