@@ -26,6 +26,7 @@ from netpath.model.packet import Flow
 from netpath.model.path import Path as Way
 from netpath.model.snapshot import Snapshot
 from netpath.predict import predict
+from netpath.predict.route import Query
 from tests.netns import Netns
 from tests.predict import topologies
 from tests.predict.topologies import PORT, Plan
@@ -387,7 +388,7 @@ def _told(way: Way) -> str:
 def compare_routes(stage: Stage, snapshot: Snapshot, report: Report) -> None:
     """``ip route get`` for every address of the plan in every namespace."""
     from netpath.predict.host import Host
-    from netpath.predict.route import Query, lookup, source_for
+    from netpath.predict.route import lookup, source_for
     from netpath.predict.walker import rulesets
 
     index = SnapshotIndex(snapshot)
@@ -406,7 +407,8 @@ def compare_routes(stage: Stage, snapshot: Snapshot, report: Report) -> None:
         failed = {int(line.rpartition(":")[2]) for line in done.stderr.splitlines() if line.startswith("Command failed")}
         answers = iter(_documents(done.stdout))
         for number, address in enumerate(wanted, 1):
-            found = lookup(host, Query(family=6 if ":" in address else 4, dst=address, output=True))
+            # Without being told, the kernel asks IPv4's tables on behalf of UDP (inet_rtm_getroute), and IPv6's of no protocol.
+            found = lookup(host, _get(address))
             report.routes_compared += 1
             if number in failed:
                 if found.error is None:
@@ -425,6 +427,11 @@ def compare_routes(stage: Stage, snapshot: Snapshot, report: Report) -> None:
             theirs = (answer["dev"], gateway, answer.get("prefsrc"))
             if theirs not in mine:
                 report.problems.append(f"route get {address} in {role}: kernel {theirs}, predicted {mine} {found.error}")
+
+
+def _get(address: str) -> Query:
+    six = ":" in address
+    return Query(family=6 if six else 4, dst=address, output=True, protocol=None if six else socket.IPPROTO_UDP, sport=0, dport=0)
 
 
 def _documents(text: str) -> list[dict[str, Any]]:
