@@ -123,7 +123,8 @@ def _journey(sequence: int, events: list[Event], index: SnapshotIndex, send_erro
         if start is not None:
             probe, answers = probe[:start], probe[start:]
     refusal = next(iter(errors), None) or next((event for event in answers if _is_reset(event)), None)
-    forward = _leg(probe, index, refusal)
+    answered = any(not _is_reset(event) for event in answers)
+    forward = _leg(probe, index, refusal, answered)
     if send_error and forward.outcome != "delivered":
         forward = replace(forward, outcome="dropped", send_error=send_error)
     back_events = answers or errors
@@ -149,8 +150,8 @@ def _echo_start(events: list[Event]) -> int | None:
     return None
 
 
-def _leg(events: list[Event], index: SnapshotIndex, refusal: Event | None) -> Leg:
-    end = _terminal(events, index)
+def _leg(events: list[Event], index: SnapshotIndex, refusal: Event | None, answered: bool = False) -> Leg:
+    end = _terminal(events, index, answered)
     last = end or next((event for event in reversed(events) if event.hook in HOP_HOOKS), None)
     marks = _chain(last, events, index) if last is not None else ()
     hops = tuple(event for event in marks if event.hook in HOP_HOOKS)
@@ -174,7 +175,7 @@ def _refuses(error: Event) -> bool:
     return _is_reset(error)
 
 
-def _terminal(events: list[Event], index: SnapshotIndex) -> Event | None:
+def _terminal(events: list[Event], index: SnapshotIndex, answered: bool) -> Event | None:
     """Where the probe ended: the last delivery, unless its packet was dropped after it; else the drop that is furthest along."""
     delivery: Event | None = None
     for event in events:
@@ -184,7 +185,10 @@ def _terminal(events: list[Event], index: SnapshotIndex) -> Event | None:
     if delivery is not None:
         if delivery.hook == "local_in":
             for drop in drops:
-                if drop.time_ns >= delivery.time_ns and drop.netns == delivery.netns and drop.skb == delivery.skb:
+                # Before 6.2 the kernel's ICMPv6 responder freed what it had answered as if it dropped it (net/ipv6/icmp.c).
+                spent = answered and drop.reason == "NOT_SPECIFIED"
+                same = drop.netns == delivery.netns and drop.skb == delivery.skb
+                if drop.time_ns >= delivery.time_ns and same and not spent:
                     return drop
         return delivery
     if not drops:

@@ -82,6 +82,16 @@ def test_a_closed_port_rejects() -> None:
     assert journey.back is not None
 
 
+def test_what_was_answered_was_not_dropped_whatever_the_responder_did_with_it() -> None:
+    events = scene.forward()[:14]
+    spent = replace(events[-1], hook="drop", time_ns=3000, reason="NOT_SPECIFIED")
+    headers = (Ethernet(), Ipv4("10.244.2.2", "10.244.1.2", length=92), Icmp(0))
+    answer = scene.event(2900, "tx", scene.POD2, 2, headers, skb=9, role="answer")
+    (answered,) = correlate([*events, spent, answer], INDEX, [1])
+    (silent,) = correlate([*events, spent], INDEX, [1])
+    assert (answered.forward.outcome, silent.forward.outcome) == ("delivered", "dropped")
+
+
 def test_an_icmp_error_without_the_drop_event_still_tells_refused_from_lost() -> None:
     events = scene.forward()[:13]
     (refused,) = correlate([*events, _icmp_error(3100, 3)], INDEX, [1])

@@ -119,6 +119,40 @@ def test_50_pods_on_a_node() -> None:
         assert path.hops[1].device.name == "c49" and path.hops[10].device.name == "c37"
 
 
+def _vlan_aware_bridges() -> bool:
+    with namespaces(1) as (one,):
+        made = subprocess.run(
+            ["ip", "-n", one.name, "link", "add", "name", "br0", "type", "bridge", "vlan_filtering", "1"],
+            capture_output=True,
+            check=False,
+        )
+        return made.returncode == 0
+
+
+def test_a_vlan_aware_bridge() -> None:
+    if not _vlan_aware_bridges():
+        pytest.skip("this kernel has no VLAN filtering on bridges")
+    with overlay(Shape(vlan=77)) as made:
+        result = trace(made)
+        path = only(result.trace)
+        assert result.trace.outcome == result.trace.prediction.outcome == "delivered"
+        assert ("gw-vlan", "tx") in [(hop.device.name, hop.direction) for hop in path.hops]
+        assert {hop.status for hop in path.hops} <= {"observed", "unprobed"}
+        # The stack takes a VLAN's tag off below the hook: its device's rx is predicted, and said to be unwatched.
+        assert [hop.device.name for hop in path.hops if hop.status == "unprobed"] == ["gw-vlan"]
+
+
+def test_both_nodes_may_use_the_same_addresses() -> None:
+    """Pods of one address on both nodes: a name says which is meant, and each reaches its own neighbour."""
+    with overlay(Shape(pods=2)) as first, overlay(Shape(pods=2)) as second:
+        for made in (first, second):
+            result = trace(made, to=(0, 1))
+            path = only(result.trace)
+            assert result.trace.outcome == "delivered"
+            assert [hop.status for hop in path.hops] == ["observed"] * len(path.hops)
+            assert {hop.netns.name for hop in path.hops} == {made.pods[0][0].name, made.nodes[0].name, made.pods[0][1].name}
+
+
 @dataclass(frozen=True)
 class Fault:
     """A way to break the overlay: what is done, the reason that must be named, and the last hop before the end."""
