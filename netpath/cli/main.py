@@ -61,20 +61,24 @@ def application() -> typer.Typer:
 
 
 def _take_switches(arguments: list[str]) -> list[str]:
-    """Remove the switches that may stand anywhere (before a ``--``) and remember them."""
-    end = arguments.index("--") if "--" in arguments else len(arguments)
+    """Remove the switches that may stand anywhere (before a ``--`` or the command of ``lab exec``) and remember them."""
+    end = min(arguments.index("--") if "--" in arguments else len(arguments), _command_of_exec(arguments))
     head, tail = arguments[:end], arguments[end:]
     settings.debug = "--debug" in head
     settings.no_colour = "--no-color" in head
     return [word for word in head if word not in _SWITCHES] + tail
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run one command line and exit with the contract's code. No traceback reaches the user without --debug."""
-    sys.exit(_guarded(sys.argv[1:] if arguments is None else arguments))
+def _command_of_exec(arguments: list[str]) -> int:
+    """Where the command that ``lab exec`` is to run begins: its flags are its own."""
+    words = [at for at, word in enumerate(arguments) if not word.startswith("-")]
+    if [arguments[at] for at in words[:2]] == ["lab", "exec"] and len(words) > 2:
+        return words[2] + 1
+    return len(arguments)
 
 
-def _guarded(arguments: list[str]) -> int:
+def guarded(arguments: list[str]) -> int:
+    """The exit code of one command line. No traceback reaches the user without --debug."""
     try:
         return _run(_take_switches(arguments))
     except NetpathError as error:
@@ -106,6 +110,11 @@ def _run(arguments: list[str]) -> int:
         # typer brings its own copy of click in some versions and uses click itself in others: its usage errors are known by shape.
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):
             context = getattr(error, "ctx", None)
+            if type(error).__name__ == "NoArgsIsHelpError" and context is not None:
+                from netpath.render.out import result
+
+                result(context.get_help() + "\n")
+                return EXIT_USAGE
             hint = f" (see {context.command_path} --help)" if context is not None else ""
             return _failed(f"{error.format_message()}{hint}", EXIT_USAGE)
         if type(error).__name__ == "Abort":

@@ -23,6 +23,7 @@ def run(
         bool, typer.Option("--script", help="Print a shell script that collects such a dump on a bare node.")
     ] = False,
 ) -> int:
+    from netpath.render.json import ascii_json
     from netpath.render.out import Progress, result, warning
 
     if script:
@@ -46,7 +47,7 @@ def run(
             warning(problem)
         text = encode(state).decode()
     if output_file is None:
-        result(text)
+        result(text if script else ascii_json(text))
         return 0
     try:
         with open(output_file, "w", encoding="utf-8") as file:  # noqa: PTH123

@@ -36,6 +36,9 @@ def run(
         bool, typer.Option("--cold", help="Send no warm-up probe: the first figure includes ARP and conntrack.")
     ] = False,
     round_trip: Annotated[bool, typer.Option("--round-trip", help="Follow the answer back as well.")] = False,
+    buffer: Annotated[
+        int, typer.Option("--buffer", metavar="BYTES", help="Size of the event buffer, a power of two.", show_default=True)
+    ] = 1 << 20,
     expect: options.Expect = None,
     expect_max_p99: Annotated[
         str | None,
@@ -63,6 +66,7 @@ def run(
         interval=interval,
         cold=cold,
         round_trip=round_trip,
+        ring_bytes=buffer,
     )
     done = trace(asked, progress=Progress())
     if output is Output.json:
@@ -96,7 +100,10 @@ def _time(text: str) -> float:
 
 
 def exit_code(trace: Trace, expected: str | None, max_p99_ns: float | None) -> int:
-    """The contract's code for a finished trace: 4 before 1 before 0. An expectation replaces what counts as worth a look."""
+    """The contract's code for a finished trace: 4 before 1 before 0. An expectation replaces what counts as worth a look.
+
+    A limit alone expects delivery. A probe that was lost is one that was dropped, at an unknown place.
+    """
     if trace.completeness.verdict != "COMPLETE":
         return EXIT_INCONCLUSIVE
     if max_p99_ns is not None:
@@ -107,6 +114,7 @@ def exit_code(trace: Trace, expected: str | None, max_p99_ns: float | None) -> i
         ]
         if not worst or max(worst) > max_p99_ns:
             return EXIT_FINDING
+        expected = expected or "delivered"
     if expected is not None:
         met = trace.outcome == expected or (expected == "dropped" and trace.outcome == "lost")
         return EXIT_OK if met else EXIT_FINDING

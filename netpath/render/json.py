@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -29,14 +31,14 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [jsonable(item) for item in value]
     if isinstance(value, float):
-        return round(value, 3)
+        return round(value, 3) if math.isfinite(value) else None
     return value
 
 
 def document(
     kind: str, started_at: str, nodes: Sequence[Mapping[str, Any]], request: Mapping[str, Any], content: Mapping[str, Any]
 ) -> str:
-    """One document of the contract, with a newline at its end."""
+    """One document of the contract, with a newline at its end. All of it is ASCII: a name in it can't act on a terminal."""
     whole = {
         "apiVersion": API_VERSION,
         "kind": kind,
@@ -46,4 +48,9 @@ def document(
         "request": jsonable(request),
         **jsonable(content),
     }
-    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(whole, indent=2) + "\n"
+
+
+def ascii_json(text: str) -> str:
+    """A JSON document with everything beyond printable ASCII escaped: in JSON such characters stand in strings only."""
+    return re.sub(r"[^\x00-\x7e]", lambda found: json.dumps(found[0])[1:-1], text)

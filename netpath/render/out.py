@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
 import time
 
+from netpath.errors import NetpathError
 from netpath.render.text import clean
 
 
 def result(text: str) -> None:
-    """Print a result as it is."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """Print a result as it is. Raises NetpathError when it can't be written (a full disk), BrokenPipeError when nobody reads it."""
+    if sys.stdout is None:
+        raise NetpathError("the result could not be written: stdout is closed")
+    try:
+        # What the terminal's encoding lacks, and bytes that are no text, are shown by their numbers.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # Or the interpreter tries to flush it once more, and complains.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise NetpathError(f"the result could not be written: {error.strerror}") from error
 
 
 def warning(text: str) -> None:
     """Print one line about something that went wrong but did not end the run."""
-    print(f"netpath: {clean(text)}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"netpath: {clean(text)}", file=sys.stderr)
 
 
 def failure(text: str) -> None:
     """Print the one line that a failed run ends with."""
-    print(f"netpath: {clean(text)}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"netpath: {clean(text)}", file=sys.stderr)
 
 
 class Progress:
@@ -36,4 +54,5 @@ class Progress:
     def __call__(self, text: str) -> None:
         if time.monotonic() - self._started >= self.PATIENCE and text != self._shown:
             self._shown = text
-            print(f"netpath: {clean(text)} ...", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                print(f"netpath: {clean(text)} ...", file=sys.stderr, flush=True)

@@ -25,3 +25,5 @@ class TraceRequest:
     cold: bool = False
     """Do not warm ARP and conntrack up by a probe that is not counted."""
     round_trip: bool = False
+    ring_bytes: int = 1 << 20
+    """Size of the event buffer: a power of two, 4096 at least."""

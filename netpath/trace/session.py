@@ -6,6 +6,7 @@ cache) while this process reads the node's state.
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,13 @@ WARM_UP_SECONDS = 0.5
 SETTLE_SECONDS = 0.005
 """A run ends when every probe has ended and nothing more was seen for this long."""
 POLL_SECONDS = 0.001
+
+DISCOVERY = "reading the node's state"
+LOADING = "compiling and loading the probe programs"
+ARMING = "arming the probes"
+SENDING = "sending the probes"
+DRAINING = "waiting for the last probes to end"
+"""What `run` reports as its phases begin, in this order; LOADING only if there is still something to wait for."""
 
 Progress = Callable[[str], None]
 
@@ -72,19 +80,22 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
     that does not arrive is no error: the trace says where it ended.
     """
     protocol = chosen_protocol(request)
+    size = request.ring_bytes
+    if size < mmap.PAGESIZE or size & (size - 1):
+        raise UsageError(f"--buffer must be a power of two and at least {mmap.PAGESIZE} bytes, not {size}")
     timings = _Timings()
     with ExitStack() as stack:
         with timings.phase("imports"):
             from netpath import discover
 
         # The worker is waited for before the tracer it loads is closed.
-        tracer = stack.enter_context(Tracer())
+        tracer = stack.enter_context(Tracer(ring_bytes=size))
         workers = stack.enter_context(ThreadPoolExecutor(1))
         loading = workers.submit(tracer.load)
         injector = stack.enter_context(Injector())
         if protocol != "udp":
             injector.preload()
-        progress("reading the node's state")
+        progress(DISCOVERY)
         with timings.phase("discovery"):
             snapshot = discover.take()
             index = SnapshotIndex(snapshot)
@@ -102,9 +113,11 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
         flow = replace(flow, src=entered.source, sport=entered.sport)
         with timings.phase("prediction"):
             prediction = predict(snapshot, flow, index=index)
-        progress("arming the probes")
+        if not loading.done():
+            progress(LOADING)
         with timings.phase("programs"):
             loading.result()
+        progress(ARMING)
         with timings.phase("attach"):
             tracer.arm(
                 nonce,
@@ -115,10 +128,12 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
             )
         with timings.phase("self-check"):
             tracer.self_check()
-        progress(f"sending {request.count} probes")
         with timings.phase("probe"):
             observer = _Observer(tracer, injector, request)
-            observer.observe()
+            progress(SENDING)
+            observer.send()
+            progress(DRAINING)
+            observer.finish()
         journeys = correlate(observer.events, index, range(1, request.count + 1), observer.send_errors)
         trace = _trace(request, flow, journeys, prediction, tracer, observer, snapshot, index, timings)
     return TraceRun(trace, snapshot, index, flow, source, destination)
@@ -236,7 +251,8 @@ class _Observer:
         self._ended: dict[int, int] = {}
         self._last_new = time.monotonic()
 
-    def observe(self) -> None:
+    def send(self) -> None:
+        """Send the warm-up and all probes, and collect what is seen meanwhile."""
         request = self._request
         if not request.cold:
             self._send(0)
@@ -248,6 +264,10 @@ class _Observer:
                 time.sleep(min(POLL_SECONDS, max(0.0, due - now)))
             self._send(sequence)
             due += request.interval
+
+    def finish(self) -> None:
+        """Collect until every probe has ended or the time is up."""
+        request = self._request
         self._until(set(range(1, request.count + 1)), time.monotonic() + request.timeout)
         self._settle()
 

@@ -1,0 +1,5 @@
+"""``python -m netpath``: the command line."""
+
+from netpath.cli import main
+
+main()
