@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from shlex import quote
 
-from netpath.model.snapshot import DeviceId, FdbEntry, Link
+from netpath.model.snapshot import DeviceId, FdbEntry, Link, Vxlan
 from netpath.predict import addresses as ip
 from netpath.predict.checks import inside
 from netpath.predict.engine import Engine, Walk
@@ -216,7 +216,7 @@ class Tunnels(Engine):
         family = [
             (other, each)
             for other, each in self._vxlans(host)
-            if each.vxlan is not None and each.vxlan.port == packet.dport and each.up
+            if each.vxlan is not None and each.vxlan.port == packet.dport and each.up and _listens(each.vxlan, packet.family)
         ]
         if not family:
             return False
@@ -309,3 +309,10 @@ class Tunnels(Engine):
         self.scrub(walk, host, host)
         self.later(walk, lambda: self.receive(walk, host, device, Frame(carried), True))
         return True
+
+
+def _listens(vxlan: Vxlan, family: int) -> bool:
+    """Whether a VXLAN device's socket takes outer packets of a family: its local address or default remote decides (VXLAN_F_IPV6)."""
+    if vxlan.external:
+        return True
+    return (6 if ":" in (vxlan.local or vxlan.remote or "") else 4) == family
