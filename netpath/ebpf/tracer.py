@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -104,6 +105,8 @@ class Tracer:
         self._check_number = 0
         self.provider = ""
         """The provider in use, one of `PROVIDERS`."""
+        self.timings_ms: dict[str, float] = {}
+        """Where `load` spent its time: btf, compile (or reading the cache), load. It runs beside the caller's own work."""
 
     def __enter__(self) -> Tracer:
         return self
@@ -151,8 +154,10 @@ class Tracer:
         """
         header = programs_module.source_text("event.h")
         self._event, self._settings = records.layout(header, "np_event"), records.layout(header, "np_settings")
+        started = time.perf_counter()
         self._btf = btf_module.read()
         self._reasons = self._btf.enum("skb_drop_reason")
+        self.timings_ms["btf"] = (time.perf_counter() - started) * 1000
         try:
             self._create_maps()
         except OSError as error:
@@ -175,7 +180,10 @@ class Tracer:
 
     def _load_all(self, provider: Provider) -> dict[str, int]:
         """Descriptors of all programs by hook. Raises LoadError when one of the tracepoints' is refused."""
+        started = time.perf_counter()
         code = programs_module.prepare(self._btf, direct=provider.direct)
+        self.timings_ms["compile"] = (time.perf_counter() - started) * 1000
+        started = time.perf_counter()
         # The verifier is most of the work, and each program's is its own: the system call runs without Python's lock.
         with ThreadPoolExecutor(LOADERS) as workers:
             filters = [(hook.name, workers.submit(self._load_netfilter, code, hook)) for hook, _, _ in NETFILTER]
@@ -189,6 +197,7 @@ class Tracer:
                     raise
         if provider.direct:
             self._functions = self._load_functions(code, loaded)
+        self.timings_ms["load"] = (time.perf_counter() - started) * 1000
         return loaded
 
     def _load_functions(self, code: programs_module.Programs, loaded: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -403,7 +412,6 @@ class KnownPacket:
 def _known_packet(nonce: int, sequence: int) -> KnownPacket:
     """Send one datagram to itself in a namespace of this thread's own."""
     import fcntl
-    import time
 
     try:
         setns.unshare()

@@ -266,6 +266,9 @@ def trace_text(trace: Trace, screen: Screen, *, wide: bool = False) -> str:
     if trace.probe_cost.ns_per_event is not None:
         lines.append(f"probe cost: {duration(trace.probe_cost.ns_per_event)} an event, taken out of the times above")
     lines += [f"note: {clean(note)}" for note in trace.notes]
+    if wide and trace.timings_ms:
+        spent = ", ".join(f"{name} {value:.0f}" for name, value in trace.timings_ms.items())
+        lines.append(f"this run took (ms; btf, compile and load run beside the rest): {spent}")
     lines += _completeness(trace.completeness, screen)
     lines.append(_verdict(trace, screen))
     return "\n".join(lines) + "\n"

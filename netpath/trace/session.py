@@ -117,6 +117,7 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
             progress(LOADING)
         with timings.phase("programs"):
             loading.result()
+        timings.ms |= tracer.timings_ms
         progress(ARMING)
         with timings.phase("attach"):
             tracer.arm(
