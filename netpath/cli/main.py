@@ -6,9 +6,7 @@ pipeline when it runs.
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import traceback
 from typing import Annotated, Any
 
@@ -85,11 +83,9 @@ def guarded(arguments: list[str]) -> int:
         return _failed(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _failed("interrupted; nothing is left behind", EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # The reader has enough. stdout is pointed elsewhere, or the interpreter's own flush would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     except Exception as error:
+        if type(error).__name__ == "ReaderGone":  # the reader has enough; its class is imported only by who prints
+            return 128 + signal.SIGPIPE
         return _failed(f"unexpected {type(error).__name__}: {error}; this is a bug in netpath (--debug shows where)", EXIT_FINDING)
 
 

@@ -77,11 +77,10 @@ def request(source: Endpoint, destination: Endpoint, flow: Flow, **more: Any) ->
         "source": _endpoint(source),
         "destination": _endpoint(destination),
         "protocol": flow.protocol,
-        "port": flow.dport,
+        **({} if flow.protocol == "icmp" else {"port": flow.dport, "sport": flow.sport}),
         "size": flow.payload,
         "df": flow.df,
         "ttl": flow.ttl,
-        "sport": flow.sport,
         **more,
     }
 

@@ -33,6 +33,7 @@ class Injector:
                 [sys.executable, "-m", "netpath.probe.sender", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
+                process_group=0,  # a terminal's interrupt is for its parent, whose end it notices
             )
         self.answers: list[Answer] = []
         self._target = ""

@@ -7,6 +7,9 @@ from typing import Any
 from netpath.model.index import SnapshotIndex
 from netpath.render.json import jsonable
 
+PAIRS = ("veth", "netkit")
+"""Kinds of device that have another end, whether or not it is known."""
+
 
 def content(index: SnapshotIndex) -> dict[str, Any]:
     snapshot = index.snapshot
@@ -30,8 +33,8 @@ def content(index: SnapshotIndex) -> dict[str, Any]:
             "mtu": link.mtu,
             "mac": link.mac,
             "flags": list(link.flags),
-            "master": link.master,
-            "peer": jsonable(link.peer) if link.peer is not None else None,
+            **({"master": link.master} if link.master is not None else {}),
+            **({"peer": jsonable(link.peer)} if link.peer is not None or link.kind in PAIRS else {}),
             "addresses": [f"{item.address}/{item.prefixlen}" for item in namespace.addresses if item.device == link.ifindex],
             **({"vxlan": jsonable(link.vxlan)} if link.vxlan is not None else {}),
             **({"vlan": link.vlan_id} if link.vlan_id is not None else {}),

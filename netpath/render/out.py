@@ -12,8 +12,12 @@ from netpath.errors import NetpathError
 from netpath.render.text import clean
 
 
+class ReaderGone(Exception):
+    """Whoever read our output has closed the pipe. An exception of its own: click would take a BrokenPipeError for itself."""
+
+
 def result(text: str) -> None:
-    """Print a result as it is. Raises NetpathError when it can't be written (a full disk), BrokenPipeError when nobody reads it."""
+    """Print a result as it is. Raises NetpathError when it can't be written (a full disk), ReaderGone when nobody reads it."""
     if sys.stdout is None:
         raise NetpathError("the result could not be written: stdout is closed")
     try:
@@ -22,11 +26,11 @@ def result(text: str) -> None:
             sys.stdout.reconfigure(errors="backslashreplace")
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise
     except OSError as error:
         # Or the interpreter tries to flush it once more, and complains.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise ReaderGone from error
         raise NetpathError(f"the result could not be written: {error.strerror}") from error
 
 

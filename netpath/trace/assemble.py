@@ -237,7 +237,9 @@ def _overhead(group: Sequence[Leg], spent: Sequence[Step], translated: int) -> d
     user, user_share = of("userspace")
     return {
         "encap": {"bytes": sum(step.bytes for step in spent if step.bytes > 0), "ns": encap, "share": encap_share},
-        "nat": {"translations": translated},
+        # Both happen inside one segment, beside routing and filtering: their part of its time is not known.
+        "nat": {"translations": translated, "ns": None, "share": None},
+        "conntrack": {"ns": None, "share": None},
         "userspace": {"crossings": sum(step.stage == "userspace" for step in spent), "ns": user, "share": user_share},
         "one_way_ns": total,
     }

@@ -1,0 +1,56 @@
+"""Runs the real command in a process of its own, as a shell would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+NETPATH = (sys.executable, "-m", "netpath")
+NOBODY = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps=-all")
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        made: dict[str, Any] = json.loads(self.out)
+        return made
+
+
+def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, str]:
+    """This process's environment without what decides about colour and width, and with `changes` (None: unset)."""
+    made = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "CI")}
+    made["PYTHONPATH"] = str(ROOT)
+    for name, value in (changes or {}).items():
+        if value is None:
+            made.pop(name, None)
+        else:
+            made[name] = value
+    return made
+
+
+def netpath(*words: str, prefix: Sequence[str] = (), env: Mapping[str, str | None] | None = None, timeout: float = 60) -> Done:
+    done = subprocess.run(
+        [*prefix, *NETPATH, *words], capture_output=True, env=environment(env), timeout=timeout, check=False, cwd="/"
+    )
+    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def one_line(done: Done, code: int) -> str:
+    """The one line on stderr of a run that failed with `code`."""
+    assert done.code == code, (done.code, done.out, done.err)
+    lines = done.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("netpath: "), done.err
+    assert "Traceback" not in done.err and "\x1b" not in done.err
+    return lines[0]

@@ -1,0 +1,315 @@
+"""The JSON documents' shape, as promised: every key, its type, whether it may be null or absent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+
+@dataclass(frozen=True)
+class Key:
+    """What stands behind one key. `null`: not known is possible; `optional`: it may not apply."""
+
+    check: Check
+    null: bool = False
+    optional: bool = False
+
+
+Shape: TypeAlias = dict[str, Key]
+Check: TypeAlias = "Callable[[Any, str], list[str]]"
+
+
+def kind(*types: type) -> Check:
+    def check(value: Any, at: str) -> list[str]:
+        right = isinstance(value, types) and not (isinstance(value, bool) and bool not in types)
+        return [] if right else [f"{at}: {value!r} is no {' or '.join(each.__name__ for each in types)}"]
+
+    return check
+
+
+def word(*allowed: str) -> Check:
+    return lambda value, at: [] if value in allowed else [f"{at}: {value!r} is none of {', '.join(allowed)}"]
+
+
+def matching(pattern: str) -> Check:
+    return lambda value, at: [] if isinstance(value, str) and re.fullmatch(pattern, value) else [f"{at}: {value!r}"]
+
+
+def many(check: Check) -> Check:
+    def checked(value: Any, at: str) -> list[str]:
+        if not isinstance(value, list):
+            return [f"{at}: {value!r} is no list"]
+        return [problem for number, item in enumerate(value) for problem in check(item, f"{at}[{number}]")]
+
+    return checked
+
+
+def obj(shape: Shape, *, more: bool = False) -> Check:
+    """An object with these keys and, unless `more`, no others."""
+
+    def check(value: Any, at: str) -> list[str]:
+        if not isinstance(value, dict):
+            return [f"{at}: {value!r} is no object"]
+        problems = [] if more else [f"{at}.{name}: not in the reference" for name in value if name not in shape]
+        for name, key in shape.items():
+            if name not in value:
+                problems += [] if key.optional else [f"{at}.{name}: missing"]
+            elif value[name] is None:
+                problems += [] if key.null else [f"{at}.{name}: null"]
+            else:
+                problems += key.check(value[name], f"{at}.{name}")
+        return problems
+
+    return check
+
+
+TEXT, INT, NUMBER, BOOL = kind(str), kind(int), kind(int, float), kind(bool)
+
+
+def must(check: Check) -> Key:
+    return Key(check)
+
+
+def maybe(check: Check) -> Key:
+    """May be null."""
+    return Key(check, null=True)
+
+
+def where(check: Check) -> Key:
+    """Absent where it does not apply."""
+    return Key(check, optional=True)
+
+
+def _interval(value: Any, at: str) -> list[str]:
+    right = isinstance(value, list) and len(value) == 2 and value[0] <= value[1]
+    return [] if right else [f"{at}: {value!r} is no interval"]
+
+
+STATS = obj(
+    {
+        "count": must(INT),
+        **{name: must(NUMBER) for name in ("mean", "min", "p50", "p90", "p99", "max", "uncorrected_mean")},
+        "ci95": maybe(_interval),
+    }
+)
+NETNS = obj({"inode": must(INT), "name": must(TEXT)})
+DEVICE = obj({"name": must(TEXT), "ifindex": must(INT), "kind": must(TEXT)})
+RULE = obj(
+    {
+        "text": must(TEXT),
+        "table": maybe(TEXT),
+        "chain": maybe(TEXT),
+        "comment": maybe(TEXT),
+        "basis": must(word("evaluated", "observed")),
+        "service": where(TEXT),
+    }
+)
+HEADER = obj(
+    {"proto": must(word("ethernet", "vlan", "ipv4", "ipv6", "udp", "tcp", "icmp", "icmpv6", "vxlan", "opaque"))}, more=True
+)
+PAIR = obj({"src": must(TEXT), "dst": must(TEXT)})
+DATAPATH = obj({"cni": must(TEXT), "mode": must(TEXT), "confidence": must(NUMBER), "evidence": must(many(TEXT))})
+NODE = obj({"name": must(TEXT), "kernel": maybe(TEXT), "datapaths": must(many(DATAPATH))})
+ENDPOINT = obj({"text": must(TEXT), "netns": maybe(INT), "address": maybe(TEXT), "workload": maybe(TEXT)})
+PATH_MTU = obj({"ip": must(INT), "payload": must(INT), "limited_by_hop": must(INT)})
+COMPLETENESS = obj(
+    {
+        "verdict": must(word("COMPLETE", "PARTIAL")),
+        "lost_events": must(INT),
+        "missing_hooks": must(many(TEXT)),
+        "reasons": must(many(TEXT)),
+    }
+)
+TRANSLATION = obj(
+    {
+        "hop": must(INT),
+        "kind": must(word("dnat", "snat", "masquerade", "redirect", "ipvs", "proxy")),
+        "reverse": must(BOOL),
+        "before": must(PAIR),
+        "after": must(PAIR),
+        "rule": maybe(RULE),
+        "hook": where(TEXT),
+        "conntrack": where(BOOL),
+    }
+)
+DROP = obj(
+    {
+        "hop": must(INT),
+        "reason": must(TEXT),
+        "cause": must(TEXT),
+        "remedy": maybe(TEXT),
+        "device": where(DEVICE),
+        "netns": where(NETNS),
+        "rule": where(RULE),
+    }
+)
+
+
+def _head(document_kind: str, request: Check) -> Shape:
+    return {
+        "apiVersion": must(word("netpath/v1alpha1")),
+        "kind": must(word(document_kind)),
+        "startedAt": must(matching(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")),
+        "tool": must(TEXT),
+        "nodes": must(many(NODE)),
+        "request": must(request),
+    }
+
+
+def _request(*, trace: bool) -> Check:
+    shape: Shape = {
+        "source": must(ENDPOINT),
+        "destination": must(ENDPOINT),
+        "protocol": must(word("udp", "tcp", "icmp")),
+        "port": where(INT),
+        "size": must(INT),
+        "df": must(BOOL),
+        "ttl": must(INT),
+        "sport": Key(INT, null=True, optional=True),
+    }
+    if trace:
+        shape |= {"count": must(INT), "interval": must(NUMBER), "round_trip": must(BOOL)}
+    return obj(shape)
+
+
+def _path(*, trace: bool) -> Check:
+    statuses = ("observed", "missing", "unexpected", "unprobed") if trace else ("predicted", "uncertain")
+    delivery: Shape = {"netns": must(NETNS), "to": must(TEXT), "process": maybe(TEXT)}
+    hop: Shape = {
+        "index": must(INT),
+        "status": must(word(*statuses)),
+        "node": maybe(TEXT),
+        "netns": must(NETNS),
+        "workload": maybe(TEXT),
+        "device": must(DEVICE),
+        "direction": must(word("tx", "rx")),
+        "length": must(INT),
+        "ip_length": must(INT),
+        "mtu": maybe(INT),
+        "headers": must(many(HEADER)),
+        "note": where(TEXT),
+    }
+    stage: Shape = {
+        "stage": must(TEXT),
+        "from_hop": must(INT),
+        "to_hop": must(INT),
+        "bytes": must(INT),
+        "detail": must(obj({}, more=True)),
+    }
+    whole: Shape = {
+        "direction": must(word("forward", "return")),
+        "share": must(NUMBER),
+        "outcome": must(word("delivered", "rejected", "dropped", "lost", "uncertain")),
+        "translations": must(many(TRANSLATION)),
+        "drop": maybe(DROP),
+        "uncertain": must(many(TEXT)),
+    }
+    if trace:
+        hop |= {"since_start_ns": where(STATS), "segment_ns": where(STATS)}
+        stage |= {"ns": where(STATS)}
+        delivery |= {"hook": where(TEXT), "since_start_ns": where(STATS), "segment_ns": where(STATS)}
+        encap = obj({"bytes": must(INT), "ns": maybe(STATS), "share": maybe(NUMBER)})
+        conntrack = obj({"ns": maybe(STATS), "share": maybe(NUMBER)}, more=True)
+        nat = obj({"translations": must(INT), "ns": maybe(STATS), "share": maybe(NUMBER)})
+        userspace = obj({"crossings": must(INT), "ns": maybe(STATS)}, more=True)
+        overhead: Shape = {
+            "encap": must(encap),
+            "nat": must(nat),
+            "conntrack": must(conntrack),
+            "userspace": must(userspace),
+            "one_way_ns": maybe(STATS),
+        }
+        whole |= {"probes": must(INT), "overhead": must(obj(overhead))}
+    return obj(whole | {"hops": must(many(obj(hop))), "stages": must(many(obj(stage))), "delivery": maybe(obj(delivery))})
+
+
+PREDICTION = obj(
+    {
+        "outcome": must(word("delivered", "rejected", "dropped", "uncertain", "mixed")),
+        "paths": must(many(_path(trace=False))),
+        "path_mtu": maybe(PATH_MTU),
+    }
+)
+PATH = obj(
+    _head("Path", _request(trace=False))
+    | {
+        "outcome": must(word("delivered", "rejected", "dropped", "uncertain", "mixed")),
+        "paths": must(many(_path(trace=False))),
+        "path_mtu": maybe(PATH_MTU),
+    }
+)
+TRACE = obj(
+    _head("Trace", _request(trace=True))
+    | {
+        "outcome": must(word("delivered", "rejected", "dropped", "lost", "mixed")),
+        "paths": must(many(_path(trace=True))),
+        "prediction": must(PREDICTION),
+        "round_trip_ns": where(STATS),
+        "path_mtu": maybe(PATH_MTU),
+        "probe_cost": must(obj({"ns_per_event": maybe(NUMBER), "uncertainty_ns": maybe(NUMBER)})),
+        "completeness": must(COMPLETENESS),
+        "sent": must(INT),
+        "notes": must(many(TEXT)),
+        "timings_ms": must(obj({}, more=True)),
+    }
+)
+INVENTORY = obj(
+    _head("Inventory", obj({}))
+    | {
+        "namespaces": must(
+            many(
+                obj(
+                    {
+                        "inode": must(INT),
+                        "name": must(TEXT),
+                        "names": must(many(TEXT)),
+                        "node": maybe(TEXT),
+                        "workload": maybe(TEXT),
+                        "problems": must(many(TEXT)),
+                    }
+                )
+            )
+        ),
+        "devices": must(
+            many(
+                obj(
+                    {
+                        "netns": must(NETNS),
+                        "name": must(TEXT),
+                        "ifindex": must(INT),
+                        "kind": must(TEXT),
+                        "mtu": must(INT),
+                        "mac": maybe(TEXT),
+                        "flags": must(many(TEXT)),
+                        "master": where(INT),
+                        "peer": Key(obj({"netns": must(INT), "ifindex": must(INT)}), null=True, optional=True),
+                        "addresses": must(many(TEXT)),
+                        "vxlan": where(obj({"vni": must(INT), "port": must(INT)}, more=True)),
+                        "vlan": where(INT),
+                    }
+                )
+            )
+        ),
+        "workloads": must(many(obj({"reference": must(TEXT), "netns": must(INT)}, more=True))),
+        "problems": must(many(TEXT)),
+    }
+)
+PROBES = obj(
+    _head("Probes", obj({}))
+    | {"hooks": must(many(obj({"name": must(TEXT), "available": must(BOOL), "detail": must(TEXT), "loss": must(TEXT)})))}
+)
+SNAPSHOT = obj(
+    _head("Snapshot", obj({}))
+    | {"snapshot": must(obj({"schema": must(INT), "namespaces": must(many(obj({}, more=True)))}, more=True))}
+)
+
+
+def check(document: Any, shape: Check) -> None:
+    problems = shape(document, "$")
+    assert not problems, "\n".join(problems[:20])
+
+
+def names(values: Sequence[Any]) -> list[str]:
+    return [value["name"] for value in values]
