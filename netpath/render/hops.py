@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from tabulate import tabulate
 
 from netpath.model.packet import Headers, Icmp, Ipv4, Ipv6, Opaque, Tcp, Udp, Vlan, VxlanHeader
-from netpath.model.path import Completeness, Hop, Path, PathMtu, Prediction, Stats, Trace, Translation
-from netpath.render.text import Screen, clean, duration
+from netpath.model.path import Completeness, Hop, Path, PathMtu, Prediction, RuleRef, Stats, Trace, Translation
+from netpath.render.text import Screen, clean, command, duration, fold, seen
 
 _MARKS = {
     "observed": "",
@@ -40,7 +41,7 @@ _WIDE = (
     "P99",
     "",
 )
-_NARROW = ("#", "NETNS", "DEVICE", "DIR", "LENGTH", "AT", "HOP", "")
+_NARROW = ("#", "DEVICE", "DIR", "LENGTH", "AT", "HOP", "")
 
 
 def packet(headers: Headers) -> str:
@@ -130,23 +131,33 @@ def _rows(hops: Sequence[Hop], screen: Screen, columns: Sequence[str]) -> list[l
 
 
 def hop_table(hops: Sequence[Hop], screen: Screen, *, wide: bool = False) -> str:
-    """The hops of one path. A screen that is too narrow gets the packet on lines of its own, where it changes."""
+    """The hops of one path. On a screen that is too narrow they stand below their namespace, and the packet below that."""
     chosen: Sequence[str] = _WIDE if wide else _COLUMNS
     if not any(hop.since_start_ns for hop in hops):
         chosen = [column for column in chosen if column not in ("AT", "HOP", "P50", "P99")]
     table = _tabulate(_rows(hops, screen, chosen), chosen)
-    if wide or max((len(line) for line in table.splitlines()), default=0) <= screen.width or not hops:
+    if wide or max((seen(line) for line in table.splitlines()), default=0) <= screen.width or not hops:
         return table
-    narrow = [column for column in _NARROW if column in chosen]
-    lines = _tabulate(_rows(hops, screen, narrow), narrow).splitlines()
-    shown, last = [lines[0]], ""
-    for hop, line in zip(hops, lines[1:], strict=True):
+    return "\n".join(_narrow(hops, screen, [column for column in _NARROW if column in chosen]))
+
+
+def _narrow(hops: Sequence[Hop], screen: Screen, columns: Sequence[str]) -> list[str]:
+    bare = [replace(hop, note=None) for hop in hops]
+    head, *rows = _tabulate(_rows(bare, screen, columns), columns).splitlines()
+    lines, place, looks = [head], "", ""
+    for hop, row in zip(hops, rows, strict=True):
+        here = clean(hop.netns.name) + (f" on {clean(hop.node)}" if hop.node and hop.node != hop.netns.name else "")
+        if here != place:
+            lines += [screen.style(line, "head") for line in fold(here, screen.width)]
         now = packet(hop.headers)
-        if now != last:
-            shown.append(screen.style(f"    {now}", "dim"))
-        shown.append(line)
-        last = now
-    return "\n".join(shown)
+        if now != looks:
+            for layer in now.split(" | "):
+                lines += [screen.style(line, "dim") for line in fold(layer, screen.width, first="      ", rest="        ")]
+        lines.append(row.rstrip())
+        if hop.note:
+            lines += [screen.style(line, "warn") for line in fold(clean(hop.note), screen.width, first="      ", rest="      ")]
+        place, looks = here, now
+    return lines
 
 
 def _tabulate(rows: list[list[str]], columns: Sequence[str]) -> str:
@@ -157,7 +168,7 @@ def _tabulate(rows: list[list[str]], columns: Sequence[str]) -> str:
     return tabulate(rows, headers=list(columns), tablefmt="plain", colalign=aligned if rows else None, disable_numparse=True)
 
 
-def translation_lines(translations: Iterable[Translation]) -> list[str]:
+def translation_lines(translations: Iterable[Translation], width: int) -> list[str]:
     """One line for each rewrite, and one below it for the rule behind it."""
     lines: list[str] = []
     for item in translations:
@@ -165,33 +176,51 @@ def translation_lines(translations: Iterable[Translation]) -> list[str]:
         before, after = getattr(item.before, side), getattr(item.after, side)
         name = f"{item.kind} (undone)" if item.reverse else item.kind
         confirmed = ", in conntrack" if item.conntrack else ""
-        lines.append(f"  {name} before hop {item.hop}: {side} {before} -> {after}{confirmed}")
+        text = f"{name} before hop {item.hop}: {side} {clean(before)} -> {clean(after)}{confirmed}"
+        lines += fold(text, width, first="  ", rest="      ")
         if item.rule is not None:
-            place = "/".join(part for part in (item.rule.table, item.rule.chain) if part)
             service = f" [{clean(item.rule.service)}]" if item.rule.service else ""
-            lines.append(f"    by {clean(place)}: {clean(item.rule.text)}{service} ({item.rule.basis})")
+            text = f"by {_place(item.rule)}{clean(item.rule.text)}{service} ({item.rule.basis})"
+            lines += fold(text, width, first="    ", rest="      ")
     return lines
 
 
+def _place(rule: RuleRef) -> str:
+    """``table/chain: ``, as far as they are known."""
+    place = "/".join(clean(part) for part in (rule.table, rule.chain) if part)
+    return f"{place}: " if place else ""
+
+
 def _ending(path: Path, screen: Screen) -> list[str]:
-    word = screen.style(path.outcome, _OUTCOMES.get(path.outcome, "warn"))
+    """How the path ended; for a drop what was the cause, the rule, and the command that mends it."""
+    style = _OUTCOMES.get(path.outcome, "warn")
     if path.drop is not None:
-        where = f"after hop {path.drop.hop}" if path.drop.hop else "before the first hop"
-        device = f" at {clean(path.drop.device.name)}" if path.drop.device is not None else ""
-        netns = f" in {clean(path.drop.netns.name)}" if path.drop.netns is not None else ""
-        lines = [f"{word} {where}{netns}{device}: {path.drop.reason}: {clean(path.drop.cause)}"]
-        if path.drop.rule is not None:
-            rule = path.drop.rule
-            lines.append(f"  rule: {clean('/'.join(part for part in (rule.table, rule.chain) if part))}: {clean(rule.text)}")
-        if path.drop.remedy:
-            lines.append(f"  remedy: {clean(path.drop.remedy)}")
+        drop = path.drop
+        where = f"after hop {drop.hop}" if drop.hop else "before the first hop"
+        netns = f" in {clean(drop.netns.name)}" if drop.netns is not None else ""
+        device = f" at {clean(drop.device.name)}" if drop.device is not None else ""
+        first, *rest = fold(f"{path.outcome} {where}{netns}{device}: {clean(drop.reason)}", screen.width, rest="  ")
+        lines = [screen.style(path.outcome, style) + first[len(path.outcome) :], *rest]
+        lines += fold(f"cause: {clean(drop.cause)}", screen.width, first="  ", rest="    ")
+        if drop.rule is not None:
+            lines += fold(f"rule: {_place(drop.rule)}{clean(drop.rule.text)}", screen.width, first="  ", rest="    ")
+        if drop.remedy:
+            lines += command(f"  remedy: {clean(drop.remedy)}", screen.width, rest="    ")
         return lines
+    text = path.outcome
     if path.delivery is not None:
-        arrived = f" {duration(path.delivery.since_start_ns.mean)} after its first hop" if path.delivery.since_start_ns else ""
-        seen = f" (seen by {path.delivery.hook})" if path.delivery.hook else ""
-        process = f" {clean(path.delivery.process)}" if path.delivery.process else ""
-        return [f"{word} to {path.delivery.to}{process} in {clean(path.delivery.netns.name)}{arrived}{seen}"]
-    return [word]
+        taken = path.delivery
+        arrived = f" {duration(taken.since_start_ns.mean)} after its first hop" if taken.since_start_ns else ""
+        hook = f" (seen by {taken.hook})" if taken.hook else ""
+        process = f" {clean(taken.process)}" if taken.process else ""
+        word = " delivery" if path.outcome == "uncertain" else ""
+        text += f"{word} to {taken.to}{process} in {clean(taken.netns.name)}{arrived}{hook}"
+    first, *rest = fold(text, screen.width, rest="  ")
+    return [screen.style(path.outcome, style) + first[len(path.outcome) :], *rest]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _totals(path: Path) -> str | None:
@@ -205,9 +234,9 @@ def _totals(path: Path) -> str | None:
             parts[-1] += f", {duration(encap['ns'].mean)} ({encap['share']:.0%} of the way)"
     else:
         parts.append("no encapsulation")
-    parts.append(f"{path.overhead['nat']['translations']} translations")
+    parts.append(_count(path.overhead["nat"]["translations"], "translation"))
     if user["crossings"]:
-        parts.append(f"{user['crossings']} user-space segments" + (f", {duration(user['ns'].mean)}" if user["ns"] else ""))
+        parts.append(_count(user["crossings"], "user-space segment") + (f", {duration(user['ns'].mean)}" if user["ns"] else ""))
     if whole is not None:
         parts.append(f"one way {duration(whole.mean)}")
     return "total: " + "; ".join(parts)
@@ -224,17 +253,19 @@ def _mtu(mtu: PathMtu | None) -> list[str]:
 def _title(path: Path, number: int, count: int, kind: str) -> str:
     head = f"{path.direction} path" if count == 1 else f"{path.direction} path {number} of {count}"
     if path.probes is not None:
-        return f"{head}: {path.probes} probes ({path.share:.0%}), {kind}"
+        return f"{head}: {_count(path.probes, 'probe')} ({path.share:.0%}), {kind}"
     return f"{head}: {kind}" + (f", probability {path.share:.3g}" if path.share < 1 else "")
 
 
 def _path(path: Path, title: str, screen: Screen, *, wide: bool) -> list[str]:
     lines = [screen.style(title, "head"), hop_table(path.hops, screen, wide=wide) if path.hops else "  (no device was reached)"]
-    rewrites = translation_lines(path.translations)
+    rewrites = translation_lines(path.translations, screen.width)
     if rewrites:
         lines += ["translations:", *rewrites]
     lines += _ending(path, screen)
-    lines += [screen.style(f"  uncertain: {clean(reason)}", "warn") for reason in path.uncertain]
+    for reason in path.uncertain:
+        folded = fold(f"uncertain: {clean(reason)}", screen.width, first="  ", rest="    ")
+        lines += [screen.style(line, "warn") for line in folded]
     return lines
 
 
@@ -256,7 +287,7 @@ def trace_text(trace: Trace, screen: Screen, *, wide: bool = False) -> str:
         for number, path in enumerate(chosen, start=1):
             lines += _path(path, _title(path, number, len(chosen), "observed"), screen, wide=wide)
             totals = _totals(path)
-            lines += [totals] if totals else []
+            lines += fold(totals, screen.width, rest="  ") if totals else []
             lines.append("")
     lines += _mtu(trace.path_mtu)
     if trace.round_trip_ns is not None:
@@ -265,12 +296,13 @@ def trace_text(trace: Trace, screen: Screen, *, wide: bool = False) -> str:
         )
     if trace.probe_cost.ns_per_event is not None:
         lines.append(f"probe cost: {duration(trace.probe_cost.ns_per_event)} an event, taken out of the times above")
-    lines += [f"note: {clean(note)}" for note in trace.notes]
+    for note in trace.notes:
+        lines += fold(f"note: {clean(note)}", screen.width, rest="  ")
     if wide and trace.timings_ms:
         spent = ", ".join(f"{name} {value:.0f}" for name, value in trace.timings_ms.items())
         lines.append(f"this run took (ms; btf, compile and load run beside the rest): {spent}")
     lines += _completeness(trace.completeness, screen)
-    lines.append(_verdict(trace, screen))
+    lines += _verdict(trace, screen)
     return "\n".join(lines) + "\n"
 
 
@@ -278,18 +310,22 @@ def _completeness(completeness: Completeness, screen: Screen) -> list[str]:
     if completeness.verdict == "COMPLETE" and not completeness.reasons:
         return []
     style = "warn" if completeness.verdict != "COMPLETE" else "dim"
-    return [screen.style(f"{completeness.verdict}: {'; '.join(clean(reason) for reason in completeness.reasons)}", style)]
+    text = f"{completeness.verdict}: {'; '.join(clean(reason) for reason in completeness.reasons)}"
+    return [screen.style(line, style) for line in fold(text, screen.width, rest="  ")]
 
 
-def _verdict(trace: Trace, screen: Screen) -> str:
-    word = screen.style(trace.outcome, _OUTCOMES.get(trace.outcome, "warn"))
+def _verdict(trace: Trace, screen: Screen) -> list[str]:
     forward = [hop for path in trace.paths if path.direction == "forward" for hop in path.hops]
     differing = sum(hop.status in ("missing", "unexpected") for hop in forward)
     unwatched = sum(hop.status == "unprobed" for hop in forward)
     if trace.prediction.outcome == "uncertain":
         agreement = "the prediction was uncertain"
     elif trace.diverged:
-        agreement = screen.style(f"NOT as predicted ({trace.prediction.outcome}): {differing} hops differ", "bad")
+        hops = f": {_count(differing, 'hop')} {'differs' if differing == 1 else 'differ'}" if differing else ""
+        agreement = f"NOT as predicted ({trace.prediction.outcome}){hops}"
     else:
         agreement = "as predicted, hop by hop" + (f" ({unwatched} not watchable)" if unwatched else "")
-    return f"verdict: {word}, {agreement}; {trace.completeness.verdict}"
+    first, *rest = fold(f"verdict: {trace.outcome}, {agreement}; {trace.completeness.verdict}", screen.width, rest="  ")
+    word = screen.style(trace.outcome, _OUTCOMES.get(trace.outcome, "warn"))
+    marked = first.replace(trace.outcome, word, 1).replace("NOT as predicted", screen.style("NOT as predicted", "bad"))
+    return [marked, *rest]

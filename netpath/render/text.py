@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import unicodedata
@@ -37,6 +38,59 @@ def duration(ns: float) -> str:
     value = ns / factor
     digits = 0 if unit == "ns" or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
     return f"{value:.{digits}f} {unit}"
+
+
+_STYLE = re.compile("\x1b\\[[0-9;]*m")
+
+
+def seen(line: str) -> int:
+    """Columns that a line takes on a terminal: colours take none, a wide character two, a combining one none."""
+    return sum(_columns(character) for character in _STYLE.sub("", line))
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def fold(text: str, width: int, *, first: str = "", rest: str = "") -> list[str]:
+    """Lines of at most `width` columns, broken at spaces; a word that is longer than a line is broken where it must be.
+
+    `first` and `rest` are what the first line and the others begin with. `text` has no colours.
+    """
+    lines, line, empty = [], first, True
+    for word in text.split(" "):
+        gap = "" if empty else " "
+        if seen(line) + len(gap) + seen(word) > width and not empty:
+            lines.append(line)
+            line, gap = rest, ""
+        line += gap + word
+        empty = False
+        while seen(line) > width and width > len(rest):
+            head, line = _cut(line, width)
+            lines.append(head)
+            line = rest + line
+    return [*lines, line]
+
+
+def _cut(line: str, width: int) -> tuple[str, str]:
+    taken = 0
+    for at, character in enumerate(line):
+        taken += _columns(character)
+        if taken > width:
+            return line[:at], line[at:]
+    return line, ""
+
+
+def command(text: str, width: int, *, rest: str) -> list[str]:
+    """A shell command folded so that it can still be pasted: a backslash where it goes on, its comment on lines of its own."""
+    if seen(text) <= width:
+        return [text]
+    line, mark, comment = text.partition("  # ")
+    lines = fold(line, width - 2, rest=rest)
+    lines = [f"{each} \\" for each in lines[:-1]] + lines[-1:]
+    return lines + (fold(comment, width, first=f"{rest}# ", rest=f"{rest}# ") if mark else [])
 
 
 @dataclass(frozen=True, slots=True)

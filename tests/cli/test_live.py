@@ -86,7 +86,7 @@ def test_tables_end_with_the_verdict(made: Overlay) -> None:
         (["--expect-max-p99", "1ns"], 1),
         (["--expect-max-p99", "1s", "--ttl", "1"], 1),
     ],
-    ids=" ".join,
+    ids=str,
 )
 def test_expectations(made: Overlay, flags: list[str], code: int) -> None:
     done = netpath("trace", *ends(made), "--udp", *flags)
