@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import traceback
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -78,6 +79,8 @@ def _command_of_exec(arguments: list[str]) -> int:
 def guarded(arguments: list[str]) -> int:
     """The exit code of one command line. No traceback reaches the user without --debug."""
     try:
+        settings.interrupted = False
+        signal.signal(signal.SIGINT, _interrupt)
         return _run(_take_switches(arguments))
     except NetpathError as error:
         return _failed(str(error), error.exit_code)
@@ -118,4 +121,11 @@ def _run(arguments: list[str]) -> int:
         if type(error).__name__ == "Exit":
             return int(getattr(error, "exit_code", 0))
         raise
+    if settings.interrupted:  # typer makes an exit code of it, which a command in a lab may have had on its own account
+        raise KeyboardInterrupt
     return outcome if isinstance(outcome, int) else 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    settings.interrupted = True
+    raise KeyboardInterrupt

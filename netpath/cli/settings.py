@@ -2,3 +2,4 @@
 
 debug = False
 no_colour = False
+interrupted = False

@@ -79,7 +79,7 @@ def test_what_does_not_apply_is_absent_and_what_is_unknown_is_null() -> None:
 
 
 def test_json_is_ascii_and_says_the_same() -> None:
-    hostile = {"name": HOSTILE.replace("\ud800", ""), "ns": float("nan"), "far": 1e400}
+    hostile: dict[str, Any] = {"name": HOSTILE.replace("\ud800", ""), "ns": float("nan"), "far": 1e400}
     text = document("Inventory", "2026-01-01T00:00:00Z", [], {}, hostile)
     assert text.isascii() and "\x1b" not in text
     assert json.loads(text)["name"] == hostile["name"]
