@@ -60,6 +60,11 @@ def machine() -> State:
     }
 
 
+def here() -> State:
+    """Of `machine`, what can be told from another run beside this one: all of it only where there is no other."""
+    return machine() if os.environ.get("NETPATH_WHOLE_SUITE") else bpf()
+
+
 def remaining(before: State, *, look: Look = machine, seconds: float = 5.0) -> State:
     """What is there and was not `before`, once it is gone or the time is up.
 

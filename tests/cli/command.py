@@ -44,7 +44,13 @@ def netpath(*words: str, prefix: Sequence[str] = (), env: Mapping[str, str | Non
     done = subprocess.run(
         [*prefix, *NETPATH, *words], capture_output=True, env=environment(env), timeout=timeout, check=False, cwd="/"
     )
-    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+    return Done(done.returncode, done.stdout.decode(), without_progress(done.stderr.decode()))
+
+
+def without_progress(text: str) -> str:
+    """stderr without the lines that say what is going on: whether there are any depends on how busy the machine is."""
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if not (line.startswith("netpath: ") and line.endswith(" ...\n")))
 
 
 def one_line(done: Done, code: int) -> str:

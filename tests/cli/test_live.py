@@ -13,7 +13,7 @@ import pytest
 
 from tests import leftovers
 from tests.cli import contract
-from tests.cli.command import NETPATH, Done, environment, netpath, one_line
+from tests.cli.command import NETPATH, Done, environment, netpath, one_line, without_progress
 from tests.netns import namespaces
 from tests.topology import ECHO_PORT, Overlay, overlay
 
@@ -110,7 +110,7 @@ def test_a_buffer_is_a_power_of_two(made: Overlay, size: str) -> None:
 def test_an_address_in_two_namespaces_is_ambiguous() -> None:
     with namespaces(2) as pair:
         for each in pair:
-            each.batch("link add d0 type dummy", "addr add 10.213.7.9/32 dev d0", "link set d0 up")
+            each.batch("link add d0 type bridge", "addr add 10.213.7.9/32 dev d0", "link set d0 up")
         line = one_line(netpath("path", "10.213.7.9", "10.213.7.1"), 2)
         assert "ambiguous" in line and all(each.name in line for each in pair)
 
@@ -164,7 +164,7 @@ def _holds(pid: int, kind: str) -> bool:
 @pytest.mark.parametrize("group", [True, False], ids=["terminal", "kill"])
 def test_an_interruption_leaves_nothing(made: Overlay, group: bool, kind: str) -> None:
     """SIGINT when the first of `kind` is there; to the whole group as a terminal sends it, or to netpath alone."""
-    before = leftovers.machine()
+    before = leftovers.here()
     process = subprocess.Popen(
         [*NETPATH, "trace", *ends(made), "--udp", "--count", "1000", "--interval", "0.05"],
         stdout=subprocess.PIPE,
@@ -182,5 +182,5 @@ def test_an_interruption_leaves_nothing(made: Overlay, group: bool, kind: str) -
         out, err = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert "interrupted" in one_line(Done(process.returncode, out, err), 130)
-    assert not leftovers.remaining(before)
+    assert "interrupted" in one_line(Done(process.returncode, out, without_progress(err)), 130)
+    assert not leftovers.remaining(before, look=leftovers.here)

@@ -88,7 +88,7 @@ def _sysctls() -> str:
 
 
 def _look(marker: str) -> State:
-    return {**leftovers.machine(), "processes": _marked(marker)}
+    return {**leftovers.here(), "processes": _marked(marker)}
 
 
 def _marked(marker: str) -> frozenset[Hashable]:
