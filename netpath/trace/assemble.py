@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +12,9 @@ from netpath.model.index import SnapshotIndex
 from netpath.model.path import Delivery, Drop, Hop, Path, Prediction, ProbeCost, Stage, Stats
 from netpath.model.snapshot import DeviceId
 from netpath.trace import align as aligning
-from netpath.trace.attribute import Place, Step, steps, translations
+from netpath.trace.attribute import Binding, Place, Step, steps, translations
 from netpath.trace.causes import explain, refused_send
-from netpath.trace.correlate import FlowKey, Journey, Leg
+from netpath.trace.correlate import DELIVERY_HOOKS, HOP_HOOKS, FlowKey, Journey, Leg, encapsulated, innermost
 from netpath.trace.stats import summarise
 
 HOOK_NAMES = {"socket": "socket readable", "local_in": "LOCAL_IN"}
@@ -35,28 +35,60 @@ class Scene:
     index: SnapshotIndex
     watched: tuple[str, ...] = ("tx", "rx")
     """Directions whose hook was armed."""
-    conntrack: Collection[FlowKey] = ()
-    """Tuples, both directions, of the kernel's conntrack entries for this flow."""
+    conntrack: Collection[Binding] = ()
+    """The kernel's conntrack entries for this flow, as they were after the probes."""
+    sent: FlowKey | None = None
+    """Addresses and ports as the sender's socket has them."""
+
+
+ReplyOf = Callable[[Path], Prediction | None]
+"""The prediction of the answer to a packet that took this (predicted) path."""
 
 
 def forward_paths(journeys: Sequence[Journey], prediction: Prediction, scene: Scene) -> tuple[Path, ...]:
     """The distinct ways that probes took to the destination, most frequent first."""
-    return _paths([journey.forward for journey in journeys], prediction, scene, "forward")
+    return _paths([(journey.forward, prediction) for journey in journeys], scene, "forward")
 
 
-def return_paths(journeys: Sequence[Journey], prediction: Prediction | None, scene: Scene) -> tuple[Path, ...]:
-    """The distinct ways that answers took back; shares are of the probes that were answered."""
-    legs = [journey.back for journey in journeys if journey.back is not None]
-    return _paths(legs, prediction, scene, "return") if legs else ()
+def return_paths(journeys: Sequence[Journey], prediction: Prediction, reply_of: ReplyOf, scene: Scene) -> tuple[Path, ...]:
+    """The distinct ways that answers took back; shares are of the probes that were answered.
+
+    Each answer is compared with the one predicted for the way that its own probe took: a service has many.
+    """
+    replies: dict[int, Prediction | None] = {}
+    legs: list[tuple[Leg, Prediction | None]] = []
+    for journey in journeys:
+        if journey.back is None:
+            continue
+        there = aligning.closest(prediction.paths, _keys(journey.forward), journey.forward.outcome)
+        if id(there) not in replies:
+            replies[id(there)] = reply_of(there) if there is not None and there.outcome == "delivered" else None
+        legs.append((journey.back, replies[id(there)]))
+    return _paths(legs, scene, "return")
 
 
-def _paths(legs: Sequence[Leg], prediction: Prediction | None, scene: Scene, direction: str) -> tuple[Path, ...]:
-    groups: dict[tuple[Any, ...], list[Leg]] = defaultdict(list)
-    for leg in legs:
+def _paths(legs: Sequence[tuple[Leg, Prediction | None]], scene: Scene, direction: str) -> tuple[Path, ...]:
+    groups: dict[tuple[Any, ...], list[tuple[Leg, Prediction | None]]] = defaultdict(list)
+    for leg, prediction in legs:
         reason = leg.end.reason if leg.end is not None and leg.end.hook == "drop" else None
-        groups[(tuple(_keys(leg)), leg.outcome, reason)].append(leg)
+        groups[(tuple(_keys(leg)), leg.outcome, reason, id(prediction))].append((leg, prediction))
     ordered = sorted(groups.values(), key=len, reverse=True)
-    return tuple(_path(group, len(group) / len(legs), prediction, scene, direction) for group in ordered)
+    return tuple(_path([leg for leg, _ in group], len(group) / len(legs), group[0][1], scene, direction) for group in ordered)
+
+
+def _copied(leg: Leg) -> tuple[int, ...]:
+    """The hops, from 1, before which a process received the packet: it is a copy that the process sent."""
+    found: list[int] = []
+    hop, received = 0, False
+    for event in leg.marks:
+        if event.hook in HOP_HOOKS:
+            hop += 1
+            if received:
+                found.append(hop)
+            received = False
+        elif event.hook in DELIVERY_HOOKS and hop and not encapsulated(event.headers):
+            received = True
+    return tuple(found)
 
 
 def _keys(leg: Leg) -> list[aligning.HopKey]:
@@ -79,10 +111,20 @@ def _path(group: Sequence[Leg], share: float, prediction: Prediction | None, sce
             continue
         number_of[line.observed] = number
         hops.append(_observed_hop(number, line, group, expected, scene))
-    spent = steps(leg.hops, [_place(scene.index, event) for event in leg.hops])
+    copied = _copied(leg)
+    spent = steps(leg.hops, [_place(scene.index, event) for event in leg.hops], copied)
     stages = tuple(_stage(step, group, number_of) for step in spent)
     predicted = expected.translations if expected else ()
-    found = translations(leg.hops, predicted, reverse=direction == "return", confirmed=scene.conntrack)
+    delivered = leg.end is not None and leg.end.hook in DELIVERY_HOOKS
+    found = translations(
+        leg.hops,
+        predicted,
+        reverse=direction == "return",
+        confirmed=scene.conntrack,
+        copied=copied,
+        sent=scene.sent if direction == "forward" else None,
+        received=innermost(leg.end.headers) if leg.end is not None and delivered else None,
+    )
     last = number_of.get(len(leg.hops) - 1, 0)
     return Path(
         direction=direction,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from netpath.model.event import Event
 from netpath.model.packet import Headers, Icmp, Ipv4, Ipv6, Opaque, Tcp, Udp, VxlanHeader
 from netpath.model.path import AddressPair, RuleRef, Translation
 from netpath.trace.correlate import FlowKey, innermost
+
+Binding = tuple[FlowKey, FlowKey]
+"""A conntrack entry: the tuple of the connection's own direction, and that of its answers."""
 
 
 def encapsulation(headers: Headers) -> str | None:
@@ -66,8 +70,9 @@ class Step:
     detail: dict[str, object]
 
 
-def steps(hops: Sequence[Event], places: Sequence[Place]) -> tuple[Step, ...]:
-    """Name the stage of every segment between adjacent hops; `places` are the hops' devices.
+def steps(hops: Sequence[Event], places: Sequence[Place], copied: Collection[int] = ()) -> tuple[Step, ...]:
+    """Name the stage of every segment between adjacent hops; `places` are the hops' devices, `copied` the hops
+    (from 1) whose packet a process sent after it had received the one before.
 
     With hooks on devices alone a segment is named after the one thing that the devices at its ends prove; a segment in which
     several things happen that can't be told apart (routing, conntrack, rules) is `other`.
@@ -78,6 +83,8 @@ def steps(hops: Sequence[Event], places: Sequence[Place]) -> tuple[Step, ...]:
         change = depth(after.headers) - depth(before.headers)
         added = after.ip_length - before.ip_length
         stage = _segment(before, after, places[number - 1], places[number], change)
+        if number + 1 in copied:
+            stage = "userspace"
         detail: dict[str, object] = {}
         if change > 0:
             detail = {"kind": encapsulation(after.headers), **_vni_of(after.headers)}
@@ -109,24 +116,45 @@ def _segment(before: Event, after: Event, there: Place, here: Place, change: int
 
 
 def translations(
-    hops: Sequence[Event], predicted: Sequence[Translation], *, reverse: bool, confirmed: Iterable[FlowKey] = ()
+    hops: Sequence[Event],
+    predicted: Sequence[Translation],
+    *,
+    reverse: bool,
+    confirmed: Collection[Binding] = (),
+    copied: Collection[int] = (),
+    sent: FlowKey | None = None,
+    received: FlowKey | None = None,
 ) -> tuple[Translation, ...]:
     """Changes of the innermost addresses or ports between adjacent hops, each with the rule that prediction holds responsible.
 
-    `confirmed` are the tuples of the kernel's conntrack entries for this flow, both directions.
+    `confirmed` are the kernel's conntrack entries for this flow. `copied` are the hops (from 1) that a user-space process sent
+    anew: a change there is its doing. `sent` and `received` are the packet as its sender's socket gave it away and as its
+    receiver got it: what a node's own rules rewrite before the first device and after the last shows only in them.
     """
-    entries = frozenset(confirmed)
+    keys: list[tuple[int, FlowKey | None]] = [(number, innermost(hop.headers)) for number, hop in enumerate(hops, start=1)]
+    if keys and sent is not None:
+        keys.insert(0, (1, sent))
+    if keys and received is not None:
+        keys.append((len(hops), received))
     found: list[Translation] = []
-    for number in range(1, len(hops)):
-        before, after = innermost(hops[number - 1].headers), innermost(hops[number].headers)
+    for (_, before), (number, after) in pairwise(keys):
         if before is None or after is None or before == after:
+            continue
+        if number in copied:
+            found.append(_proxied(number, before, after, predicted, reverse))
             continue
         middle = FlowKey(before.src, after.dst, before.sport, after.dport)
         if middle != before:
-            found.append(_translation("dnat", number + 1, before, middle, predicted, reverse, entries))
+            found.append(_translation("dnat", number, before, middle, predicted, reverse, confirmed))
         if middle != after:
-            found.append(_translation("snat", number + 1, middle, after, predicted, reverse, entries))
+            found.append(_translation("snat", number, middle, after, predicted, reverse, confirmed))
     return tuple(found)
+
+
+def _proxied(hop: int, before: FlowKey, after: FlowKey, predicted: Sequence[Translation], reverse: bool) -> Translation:
+    candidates = [item for item in predicted if item.kind == "proxy"]
+    rule = next((item.rule for item in candidates if _same_endpoint(item.after.dst, pair(after).dst)), None)
+    return Translation(hop, "proxy", reverse, pair(before), pair(after), rule, hook="output")
 
 
 def _translation(
@@ -136,24 +164,36 @@ def _translation(
     after: FlowKey,
     predicted: Sequence[Translation],
     reverse: bool,
-    entries: frozenset[FlowKey],
+    entries: Collection[Binding],
 ) -> Translation:
     source_side = side == "snat"
     kind, rule, hook, backwards = side, None, None, reverse
     for candidate in predicted:
         changed_source = candidate.before.src != candidate.after.src
-        if changed_source != source_side:
+        if candidate.kind == "proxy" or changed_source != source_side:
             continue
         target = candidate.after.src if source_side else candidate.after.dst
         if _same_endpoint(target, pair(after).src if source_side else pair(after).dst):
             kind, rule, hook, backwards = candidate.kind, candidate.rule, candidate.hook, candidate.reverse
             break
-    if rule is None and entries:
-        rule = None
-    known = None
-    if entries:
-        known = after in entries or after.swapped() in entries or before in entries or before.swapped() in entries
+    # No entry is no denial: a later connection of the same ports may have taken its place.
+    known = any(_explains(entry, before, after, source_side) for entry in entries) or None
     return Translation(hop, kind, backwards, pair(before), pair(after), rule, hook=hook, conntrack=known)
+
+
+def _explains(entry: Binding, before: FlowKey, after: FlowKey, source_side: bool) -> bool:
+    """This entry makes just this change, in the connection's direction or in that of its answers."""
+    original, reply = entry
+    for come, gone in ((original, reply.swapped()), (reply, original.swapped())):
+        if source_side:
+            changed = (come.src, come.sport, gone.src, gone.sport) == (before.src, before.sport, after.src, after.sport)
+            if changed and (after.dst, after.dport) in ((come.dst, come.dport), (gone.dst, gone.dport)):
+                return True
+        else:
+            changed = (come.dst, come.dport, gone.dst, gone.dport) == (before.dst, before.dport, after.dst, after.dport)
+            if changed and (before.src, before.sport) in ((come.src, come.sport), (gone.src, gone.sport)):
+                return True
+    return False
 
 
 def observed_rule(text: str) -> RuleRef:

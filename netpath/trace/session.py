@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +26,7 @@ from netpath.predict import predict, predict_reply
 from netpath.probe.injector import Injector, UnreachableError
 from netpath.probe.messages import Enter, Entered
 from netpath.trace.assemble import Scene, forward_paths, probe_cost, return_paths
+from netpath.trace.attribute import Binding
 from netpath.trace.correlate import DELIVERY_HOOKS, FlowKey, Journey, correlate, encapsulated
 from netpath.trace.request import TraceRequest
 from netpath.trace.stats import summarise
@@ -125,6 +126,7 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
                 count=request.count,
                 tunnel_ports=tunnel_ports(snapshot),
                 tcp_base=base if protocol == "tcp" else None,
+                payload=flow.payload,
                 listen_in=[path for inode in _listened(index, prediction, flow) if (path := _entry(index, inode))],
             )
         with timings.phase("self-check"):
@@ -136,6 +138,11 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
             progress(DRAINING)
             observer.finish()
         journeys = correlate(observer.events, index, range(1, request.count + 1), observer.send_errors)
+        if not request.cold and _strayed(journeys, prediction, index):
+            with timings.phase("prediction"):
+                snapshot = _warmed(snapshot, journeys)
+                index = SnapshotIndex(snapshot)
+                prediction = predict(snapshot, flow, index=index)
         trace = _trace(request, flow, journeys, prediction, tracer, observer, snapshot, index, timings)
     return TraceRun(trace, snapshot, index, flow, source, destination)
 
@@ -307,6 +314,31 @@ class _Observer:
         self._collect()
 
 
+def _strayed(journeys: Sequence[Journey], prediction: Prediction, index: SnapshotIndex) -> bool:
+    """Delivered, but by hops that were not predicted."""
+    forward = forward_paths(journeys, prediction, Scene(index))
+    return any(path.outcome == "delivered" and any(hop.status != "observed" for hop in path.hops) for path in forward)
+
+
+def _warmed(snapshot: Snapshot, journeys: Sequence[Journey]) -> Snapshot:
+    """The snapshot with the neighbours that the warm-up probe made the kernel resolve.
+
+    A bridge sends a frame whose destination it has translated straight to the port of a neighbour it is sure of, and through its
+    own device otherwise (net/bridge/br_netfilter_hooks.c, br_nf_pre_routing_finish_bridge): the counted probes follow the former.
+    """
+    from netpath import discover
+
+    crossed = {event.netns for journey in journeys for event in journey.forward.hops}
+    fresh = {space.inode: space for space in discover.take(only=crossed).namespaces}
+    return replace(
+        snapshot,
+        namespaces=tuple(
+            replace(space, neighbours=fresh[space.inode].neighbours) if space.inode in fresh else space
+            for space in snapshot.namespaces
+        ),
+    )
+
+
 def _trace(
     request: TraceRequest,
     flow: Flow,
@@ -318,13 +350,18 @@ def _trace(
     index: SnapshotIndex,
     timings: _Timings,
 ) -> Trace:
-    scene = Scene(index)
+    ports = (flow.sport, flow.dport) if flow.protocol in ("udp", "tcp") else (None, None)
+    scene = Scene(index, sent=FlowKey(flow.src, flow.dst, *ports) if flow.src is not None else None)
     forward = forward_paths(journeys, prediction, scene)
+    if any(path.translations for path in forward):
+        from netpath import discover
+
+        with timings.phase("conntrack"):
+            scene = replace(scene, conntrack=bindings(discover.with_conntrack(snapshot, flow)))
+        forward = forward_paths(journeys, prediction, scene)
     back: tuple[Path, ...] = ()
     if request.round_trip:
-        likely = next((path for path in prediction.paths if path.outcome == "delivered"), None)
-        reply = predict_reply(snapshot, flow, likely, index=index) if likely is not None else None
-        back = return_paths(journeys, reply, scene)
+        back = return_paths(journeys, prediction, lambda path: predict_reply(snapshot, flow, path, index=index), scene)
     outcomes = {path.outcome for path in forward}
     lost = tracer.lost
     missing = tracer.missing_hooks
@@ -389,11 +426,15 @@ def _refused(error: UnreachableError, prediction: Prediction, scene: Scene, timi
     )
 
 
-def conntrack_keys(snapshot: Snapshot, inode: int) -> tuple[FlowKey, ...]:
-    """The tuples, both directions, of the conntrack entries that a snapshot holds for a namespace."""
-    keys: list[FlowKey] = []
+def bindings(snapshot: Snapshot) -> tuple[Binding, ...]:
+    """The conntrack entries that a snapshot holds; an ICMP identifier is no port."""
+    found: list[Binding] = []
     for namespace in snapshot.namespaces:
-        if namespace.inode == inode:
-            for entry in namespace.conntrack or ():
-                keys += [FlowKey(side.source, side.destination, side.sport, side.dport) for side in (entry.original, entry.reply)]
-    return tuple(keys)
+        for entry in namespace.conntrack or ():
+            plain = entry.protocol not in ("udp", "tcp")
+            there, back = (
+                FlowKey(side.source, side.destination, None if plain else side.sport, None if plain else side.dport)
+                for side in (entry.original, entry.reply)
+            )
+            found.append((there, back))
+    return tuple(found)

@@ -80,7 +80,7 @@ def test_a_translation_that_nothing_foresaw_has_no_rule_but_may_be_confirmed() -
     before = scene.event(1, "rx", 2, 5, packet("10.0.0.2", "10.96.0.10", 4000, 53))
     after = scene.event(2, "tx", 2, 3, packet("10.0.0.2", "10.0.2.9", 4000, 5353))
     entry = (FlowKey("10.0.0.2", "10.96.0.10", 4000, 53), FlowKey("10.0.2.9", "10.0.0.2", 5353, 4000))
-    (found,) = translations([before, after], (), reverse=False, confirmed=entry)
+    (found,) = translations([before, after], (), reverse=False, confirmed=[entry])
     assert (found.kind, found.rule, found.conntrack) == ("dnat", None, True)
 
 
