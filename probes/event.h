@@ -36,5 +36,7 @@ struct np_settings {
 	u32 tcp_span;      /* 0: no TCP probes */
 	u32 tcp_stride;
 	u32 last;          /* the highest sequence number in use */
+	u32 tail;          /* bytes from the mark to the end of every packet that carries it; 0: not the same for all */
+	u32 spare;
 	u64 zero;          /* always 0, which the verifier can't know: see walk.h */
 };

@@ -80,12 +80,29 @@ static __always_inline int write_event(struct np_settings *set, const struct np_
 }
 
 /*
+ * False for a packet that can't be the run's, found out by one look: where all the run's packets end with the mark and as many
+ * bytes behind it, so does this one, whatever its headers are.
+ */
+static __always_inline int ends_with_mark(struct np_settings *set, u64 skb)
+{
+	u32 length = READ(u32, skb, OFF_sk_buff_len);
+	u64 found = 0;
+
+	if (READ(u32, skb, OFF_sk_buff_data_len))
+		return 1; /* its end is elsewhere: only the headers can tell */
+	if (length < set->tail)
+		return 0;
+	bpf_probe_read_kernel(&found, sizeof(found), (void *)(READ(u64, skb, OFF_sk_buff_data) + length - set->tail));
+	return __builtin_bswap64(found) == set->nonce;
+}
+
+/*
  * Looks at the packet whose header of layer `layer` is at `start` (an address), and reports it if it carries the mark.
  * The link-layer header, where it has been pulled already, is shown too.
  */
-static __always_inline int report(u64 skb, u64 start, u32 layer, u64 dev, u64 net, u8 hook, u64 now, u32 reason, u64 location)
+static __always_inline int report(u64 skb, u64 start, u32 layer, u64 dev, u64 net, u8 hook, u32 reason, u64 location)
 {
-	struct np_seen seen = { .time = now, .skb = skb, .location = location, .reason = reason, .hook = hook, .type = 0xffff };
+	struct np_seen seen = { .skb = skb, .location = location, .reason = reason, .hook = hook, .type = 0xffff };
 	u32 nought = 0, key = hook, linear, room, before = 0;
 	struct np_settings *set = settings.lookup(&nought);
 	struct np_scratch *own;
@@ -93,8 +110,9 @@ static __always_inline int report(u64 skb, u64 start, u32 layer, u64 dev, u64 ne
 	u32 zero;
 	u16 mac;
 
-	if (!set || !set->nonce)
+	if (!set || !set->nonce || (set->tail && !ends_with_mark(set, skb)))
 		return 0;
+	seen.time = bpf_ktime_get_ns();
 	zero = set->zero; /* see walk.h: what differs from path to path must not look known */
 	own = scratch.lookup(&key);
 	if (own && own->busy) {
@@ -150,26 +168,26 @@ static __always_inline u64 network(u64 skb)
 /* net_dev_start_xmit(skb, dev): after the queueing discipline, where a capture sees it. data is at the link-layer header. */
 int np_tx(struct context *ctx)
 {
-	u64 now = bpf_ktime_get_ns(), skb = ctx->args[0], dev = ctx->args[1];
+	u64 skb = ctx->args[0], dev = ctx->args[1];
 	u16 type = READ(u16, dev, OFF_net_device_type);
 	u64 data = READ(u64, skb, OFF_sk_buff_data);
 
-	return report(skb, data, type == 1 || type == 772 ? L_ETHERNET : L_IP, dev, device_net(dev), NP_TX, now, 0, 0);
+	return report(skb, data, type == 1 || type == 772 ? L_ETHERNET : L_IP, dev, device_net(dev), NP_TX, 0, 0);
 }
 
 /* netif_receive_skb(skb): data is at the network header, or at a VLAN tag; network_header may be stale. */
 int np_rx(struct context *ctx)
 {
-	u64 now = bpf_ktime_get_ns(), skb = ctx->args[0];
+	u64 skb = ctx->args[0];
 	u64 dev = READ(u64, skb, OFF_sk_buff_dev);
 
-	return report(skb, READ(u64, skb, OFF_sk_buff_data), L_ETHERTYPE, dev, device_net(dev), NP_RX, now, 0, 0);
+	return report(skb, READ(u64, skb, OFF_sk_buff_data), L_ETHERTYPE, dev, device_net(dev), NP_RX, 0, 0);
 }
 
 /* kfree_skb(skb, location, reason): data may be anywhere, the network header is where it was last set. */
 int np_drop(struct context *ctx)
 {
-	u64 now = bpf_ktime_get_ns(), skb = ctx->args[0];
+	u64 skb = ctx->args[0];
 	u64 dev = READ(u64, skb, OFF_sk_buff_dev), net = device_net(dev), sk;
 
 	if (!netns_of(net)) {
@@ -178,40 +196,40 @@ int np_drop(struct context *ctx)
 		net = sk ? socket_net(sk) : 0;
 		dev = 0;
 	}
-	return report(skb, network(skb), L_IP, dev, net, NP_DROP, now, (u32)ctx->args[2], ctx->args[1]);
+	return report(skb, network(skb), L_IP, dev, net, NP_DROP, (u32)ctx->args[2], ctx->args[1]);
 }
 
 /* sk_data_ready(sk): the packet that made the socket readable is the last of its queue. */
 int np_socket(struct context *ctx)
 {
-	u64 now = bpf_ktime_get_ns(), sk = ctx->args[0], skb;
+	u64 sk = ctx->args[0], skb;
 
 	if (!READ(u32, sk, OFF_sock_sk_receive_queue + OFF_sk_buff_head_qlen))
 		return 0;
 	skb = READ(u64, sk, OFF_sock_sk_receive_queue + OFF_sk_buff_prev);
 	if (!skb)
 		return 0;
-	return report(skb, network(skb), L_IP, 0, socket_net(sk), NP_SOCKET, now, 0, 0);
+	return report(skb, network(skb), L_IP, 0, socket_net(sk), NP_SOCKET, 0, 0);
 }
 
 /* ip_protocol_deliver_rcu(net, skb, protocol) and its IPv6 twin: what LOCAL_IN let through, on its way to the transport. */
 int np_deliver(struct context *ctx)
 {
-	u64 now = bpf_ktime_get_ns(), net = ctx->args[0], skb = ctx->args[1];
+	u64 net = ctx->args[0], skb = ctx->args[1];
 	u64 dev = READ(u64, skb, OFF_sk_buff_dev);
 
-	return report(skb, network(skb), L_IP, dev, net, NP_LOCAL_IN, now, 0, 0);
+	return report(skb, network(skb), L_IP, dev, net, NP_LOCAL_IN, 0, 0);
 }
 
 /* skb_copy_datagram_iovec(skb, len): a process reads a packet, from a TUN device among others. */
 int np_tun_read(struct context *ctx)
 {
-	u64 now = bpf_ktime_get_ns(), skb = ctx->args[0];
+	u64 skb = ctx->args[0];
 	u64 dev = READ(u64, skb, OFF_sk_buff_dev), net = device_net(dev);
 
 	if (!netns_of(net) || READ(u16, dev, OFF_net_device_type) != 0xfffe)
 		return 0;
-	return report(skb, READ(u64, skb, OFF_sk_buff_data), L_IP, dev, net, NP_TUN_READ, now, 0, 0);
+	return report(skb, READ(u64, skb, OFF_sk_buff_data), L_IP, dev, net, NP_TUN_READ, 0, 0);
 }
 
 struct netfilter { u64 state; u64 skb; };
@@ -219,10 +237,10 @@ struct netfilter { u64 state; u64 skb; };
 /* `device` is a constant: which member of nf_hook_state names the device. */
 static __always_inline int at_hook(struct netfilter *ctx, u8 hook, const u32 device)
 {
-	u64 now = bpf_ktime_get_ns(), skb = ctx->skb, state = ctx->state;
+	u64 skb = ctx->skb, state = ctx->state;
 	u64 dev = READ(u64, state, device);
 
-	report(skb, network(skb), L_IP, dev, READ(u64, state, OFF_nf_hook_state_net), hook, now, 0, 0);
+	report(skb, network(skb), L_IP, dev, READ(u64, state, OFF_nf_hook_state_net), hook, 0, 0);
 	return 1; /* NF_ACCEPT */
 }
 

@@ -48,7 +48,7 @@ def armed(made: lab.Lab, nonce: int, provider: str, *, stages: bool) -> Iterator
     with Tracer() as tracer:
         tracer.load(provider)
         paths = [f"/run/netns/{name}" for name in made.namespaces] if stages else []
-        tracer.arm(nonce, count=10, tunnel_ports={8472: "vxlan"}, listen_in=paths)
+        tracer.arm(nonce, count=10, tunnel_ports={8472: "vxlan"}, payload=64, listen_in=paths)
         tracer.self_check()
         ended = threading.Event()
 

@@ -15,7 +15,8 @@ def test_each_family_is_unwrapped_by_its_own_device() -> None:
     with lab.running("flannel-vxlan", "nptdual", ipv6=True) as made:
         pod = made.pod("pod2a")
         four, six = (next(each for each in pod.addresses if (":" in each) is wanted) for wanted in (False, True))
-        for destination, device, added in ((f"{four}:7777", "flannel.1", 50), (f"[{six}]:7777", "flannel-v6.1", 70)):
+        at = f"netns:{pod.netns}@"
+        for destination, device, added in ((f"{at}{four}:7777", "flannel.1", 50), (f"{at}[{six}]:7777", "flannel-v6.1", 70)):
             result = run(TraceRequest(source=f"netns:{made.pod('pod1a').netns}", destination=destination, protocol="udp", count=2))
             (path,) = result.trace.paths
             assert {hop.status for hop in path.hops} == {"observed"}, destination
