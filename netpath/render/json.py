@@ -22,7 +22,9 @@ def jsonable(value: Any) -> Any:
         document: dict[str, Any] = {"proto": value.proto} if isinstance(value, _HEADERS) else {}
         for field in fields(value):
             content = getattr(value, field.name)
-            if content is None and (field.metadata.get("absent_if_none") or isinstance(value, _HEADERS)):
+            # Of a header only a port can be there and not known (a tunnel's source port is a hash); the rest does not apply.
+            unknown_port = field.name in ("sport", "dport")
+            if content is None and (field.metadata.get("absent_if_none") or (isinstance(value, _HEADERS) and not unknown_port)):
                 continue
             document[field.name] = jsonable(content)
         return document
