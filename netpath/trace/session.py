@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -27,7 +28,7 @@ from netpath.probe.injector import Injector, UnreachableError
 from netpath.probe.messages import Enter, Entered
 from netpath.trace.assemble import Scene, forward_paths, probe_cost, return_paths
 from netpath.trace.attribute import Binding
-from netpath.trace.correlate import DELIVERY_HOOKS, FlowKey, Journey, correlate, encapsulated
+from netpath.trace.correlate import DELIVERY_HOOKS, FlowKey, Journey, correlate, encapsulated, innermost
 from netpath.trace.request import TraceRequest
 from netpath.trace.stats import summarise
 
@@ -256,7 +257,8 @@ class _Observer:
         self.events: list[Event] = []
         self.send_errors: dict[int, int] = {}
         self.sent_ns: dict[int, int] = {}
-        self._ended: dict[int, int] = {}
+        self._ended: set[int] = set()
+        self._received: dict[int, set[tuple[str, FlowKey | None]]] = defaultdict(set)
         self._last_new = time.monotonic()
 
     def send(self) -> None:
@@ -284,7 +286,7 @@ class _Observer:
         self.sent_ns[sequence] = sent.time_ns
         if sent.error:
             self.send_errors[sequence] = sent.error
-            self._ended[sequence] = 2
+            self._ended.add(sequence)
 
     def _collect(self) -> None:
         self._injector.poll()
@@ -294,9 +296,11 @@ class _Observer:
         self.events += new
         self._last_new = time.monotonic()
         for event in new:
-            final = event.hook == "drop" or (event.hook in DELIVERY_HOOKS and not encapsulated(event.headers))
-            if final:
-                self._ended[event.sequence] = self._ended.get(event.sequence, 0) + (2 if event.hook == "drop" else 1)
+            if event.hook == "drop":
+                self._ended.add(event.sequence)
+            elif event.hook in DELIVERY_HOOKS and not encapsulated(event.headers):
+                # Two hooks may report the one delivery; an answer's is of another role, or between other ports.
+                self._received[event.sequence].add((event.role, innermost(event.headers)))
 
     def _until(self, sequences: Iterable[int], deadline: float) -> None:
         """Collect until each has been delivered (and answered, for a round trip) or dropped, or until the deadline."""
@@ -304,7 +308,7 @@ class _Observer:
         open_ = set(sequences)
         while open_ and time.monotonic() < deadline:
             self._collect()
-            open_ = {number for number in open_ if self._ended.get(number, 0) < needed}
+            open_ = {number for number in open_ if number not in self._ended and len(self._received[number]) < needed}
             time.sleep(POLL_SECONDS)
 
     def _settle(self) -> None:

@@ -1,0 +1,203 @@
+"""NAT on real dockerds and on kube-proxy's rules: every rewrite seen, named by rule, confirmed by the kernel, and undone on the way back."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path as File
+from typing import Any
+
+import pytest
+
+from netpath import lab
+from netpath.cli.trace import exit_code
+from netpath.errors import MissingError, UsageError
+from netpath.lab import Lab, guests
+from netpath.model.path import Path
+from netpath.trace.request import TraceRequest
+from netpath.trace.session import TraceRun, run
+
+pytestmark = [pytest.mark.root, pytest.mark.ebpf, pytest.mark.timeout(400)]
+
+Rewrite = tuple[str, bool]
+
+
+def prefix() -> str:
+    return f"npt{os.urandom(2).hex()}"
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["proxy", "no-proxy"])
+def docker(request: pytest.FixtureRequest) -> Iterator[tuple[Lab, bool]]:
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        pytest.skip("needs root and apt-get")
+    try:
+        guests.fetch("docker", guests.DOCKER)
+    except MissingError as error:
+        pytest.skip(str(error))
+    with lab.running("docker", prefix(), userland_proxy=request.param) as made:
+        yield made, request.param
+
+
+@pytest.fixture(scope="module", params=["iptables-nft", "iptables-legacy", "nftables"])
+def kube(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    with lab.running("flannel-vxlan", prefix(), services=request.param) as made:
+        yield made
+
+
+def trace(source: str, destination: str, protocol: str = "udp", **options: Any) -> TraceRun:
+    settings: dict[str, Any] = {"count": 3, "round_trip": True, "timeout": 2.0, **options}
+    return run(TraceRequest(source=source, destination=destination, protocol=protocol, **settings))
+
+
+def rewrites(path: Path) -> list[Rewrite]:
+    return [(item.kind, item.reverse) for item in path.translations]
+
+
+def as_predicted(done: TraceRun) -> tuple[list[Path], list[Path]]:
+    """Forward and return paths, after checking what holds of every delivered trace."""
+    assert (done.trace.outcome, done.trace.completeness.verdict) == ("delivered", "COMPLETE"), done.trace
+    for path in done.trace.paths:
+        odd = [(hop.status, hop.netns.name, hop.device.name, hop.direction) for hop in path.hops if hop.status != "observed"]
+        assert not odd, (path.direction, odd)
+        for item in path.translations:
+            assert item.before != item.after
+            if item.kind == "proxy":
+                continue
+            assert item.rule is not None and item.rule.basis == "evaluated", item
+            assert item.reverse == (path.direction == "return")
+            if done.flow.protocol == "udp":
+                assert item.conntrack is True, item
+    assert exit_code(done.trace, None, None) == 0
+    forward = [path for path in done.trace.paths if path.direction == "forward"]
+    back = [path for path in done.trace.paths if path.direction == "return"]
+    assert back
+    return forward, back
+
+
+@pytest.mark.parametrize("protocol", ["udp", "tcp"])
+def test_docker_to_the_other_nodes_published_port_is_rewritten_twice(docker: tuple[Lab, bool], protocol: str) -> None:
+    made, _ = docker
+    port = 12348 if protocol == "udp" else 12347
+    (forward,), (back,) = as_predicted(trace("docker:c1", f"netns:{made.name}-node2@192.168.50.12:{port}", protocol))
+    assert rewrites(forward) == [("masquerade", False), ("dnat", False)]
+    assert rewrites(back) == [("dnat", True), ("masquerade", True)]
+    masquerade, dnat = forward.translations
+    assert masquerade.rule and "MASQUERADE" in masquerade.rule.text and dnat.rule and f"--dport {port}" in dnat.rule.text
+    assert masquerade.after.src.startswith("192.168.50.11:") and dnat.after.dst.startswith("172.17.0.2:")
+    assert forward.hops[-1].workload != forward.hops[0].workload
+    assert forward.overhead and forward.overhead["nat"]["translations"] == 2
+
+
+@pytest.mark.parametrize("source", ["c1", "c2"])
+def test_docker_to_its_own_nodes_published_port(docker: tuple[Lab, bool], source: str) -> None:
+    made, proxied = docker
+    done = trace(f"docker:{source}", f"netns:{made.name}-node1@192.168.50.11:12346")
+    (forward,), _ = as_predicted(done)
+    assert forward.overhead is not None
+    if proxied:
+        assert rewrites(forward) == [("proxy", False)]
+        assert forward.overhead["userspace"]["crossings"] == 1
+        assert [stage.stage for stage in forward.stages].count("userspace") == 1
+    else:
+        assert ("dnat", False) in rewrites(forward) and forward.overhead["userspace"]["crossings"] == 0
+
+
+def test_docker_loopback_on_the_node(docker: tuple[Lab, bool]) -> None:
+    made, proxied = docker
+    (forward,), _ = as_predicted(trace(f"netns:{made.name}-node1", "127.0.0.1:12346"))
+    assert rewrites(forward) == ([("proxy", False)] if proxied else [("dnat", False), ("masquerade", False)])
+
+
+def test_docker_networks_are_isolated_by_a_rule(docker: tuple[Lab, bool]) -> None:
+    done = trace("docker:c1", "172.20.0.2:7071")
+    (forward,) = [path for path in done.trace.paths if path.direction == "forward"]
+    assert done.trace.outcome == "dropped" and not done.trace.diverged and exit_code(done.trace, None, None) == 1
+    assert forward.drop and forward.drop.rule and "DOCKER-ISOLATION-STAGE-2" in forward.drop.rule.text
+    assert forward.drop.rule.basis == "evaluated"
+
+
+def test_an_address_of_two_containers_is_ambiguous(docker: tuple[Lab, bool]) -> None:
+    with pytest.raises(UsageError, match=r"ambiguous.*docker:c1.*docker:c3"):
+        trace("docker:c2", "172.17.0.2:7071")
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "first"),
+    [
+        ("pod1a", "10.96.7.8:5353", "dnat"),
+        ("pod1b", "10.96.7.8:5353", "dnat"),
+        ("node1", "10.96.7.8:5353", "dnat"),
+        ("pod1a", "10.96.7.9:5354", "dnat"),
+        ("node2", "node1@192.168.50.11:30053", "dnat"),
+        ("node2", "node1@192.168.50.11:30056", "dnat"),
+        ("node2", "node1@192.168.50.99:5357", "masquerade"),
+    ],
+    ids=["clusterip", "hairpin", "node", "affinity", "nodeport", "local", "external"],
+)
+def test_kube_proxy_services(kube: Lab, source: str, target: str, first: str) -> None:
+    destination = f"netns:{kube.name}-{target}" if "@" in target else target
+    forward, back = as_predicted(trace(f"netns:{kube.name}-{source}", destination))
+    for path in forward:
+        kinds = [item.kind for item in path.translations]
+        assert first in kinds and "dnat" in kinds
+    # What was rewritten on the way there is restored on the way back, by as many steps.
+    assert sorted(len(path.translations) for path in forward) == sorted(len(path.translations) for path in back)
+    for path in back:
+        assert path.translations[-1].after.dst.startswith(forward[0].translations[0].before.src)
+
+
+def test_a_service_without_endpoints_refuses_by_rule(kube: Lab) -> None:
+    done = trace(f"netns:{kube.name}-pod1a", "10.96.7.10:5355")
+    forward = done.trace.paths[0]
+    assert done.trace.outcome == "rejected" and not done.trace.diverged
+    assert forward.drop and forward.drop.rule and re.search("reject", forward.drop.rule.text, re.IGNORECASE)
+
+
+def test_connections_spread_over_endpoints_are_no_divergence(kube: Lab) -> None:
+    """A SYN that was reset or forgotten is balanced anew: each way is compared with the one predicted for it."""
+    done = trace(f"netns:{kube.name}-pod1a", "10.96.7.7:80", "tcp", count=6)
+    forward, _ = as_predicted(done)
+    assert len(done.trace.prediction.paths) == 2
+    assert sum(path.share for path in done.trace.prediction.paths) == pytest.approx(1)
+    assert sum(path.probes or 0 for path in forward) == 6
+
+
+@pytest.mark.parametrize("target", ["10.96.7.8:5353", "node1@192.168.50.11:30053"])
+def test_tcpdump_on_every_device_agrees(kube: Lab, target: str, tmp_path: File) -> None:
+    if shutil.which("tcpdump") is None:
+        pytest.skip("no tcpdump")
+    spaces = ["node1", "node2", "pod1a", "pod1b", "pod2a", "pod2b", "fabric"]
+    destination = f"netns:{kube.name}-{target}" if "@" in target else target
+    with ExitStack() as stack:
+        captures = {}
+        for space in spaces:
+            output = stack.enter_context((tmp_path / space).open("w"))
+            words = ["nsenter", f"--net=/run/netns/{kube.name}-{space}", "tcpdump", "-i", "any", "-nnl", "udp", "or", "icmp"]
+            process = subprocess.Popen(words, stdout=output, stderr=subprocess.PIPE, text=True)
+            captures[space] = process
+            stack.callback(process.wait, 10)
+            stack.callback(process.terminate)
+        for process in captures.values():
+            assert process.stderr is not None
+            while "listening on" not in (line := process.stderr.readline()):
+                assert line, "tcpdump ended"
+        forward, back = as_predicted(trace(f"netns:{kube.name}-node2", destination, count=1, cold=True))
+        wanted: set[tuple[str, str, str]] = set()
+        for hop in (hop for path in forward + back for hop in path.hops):
+            outer = next(header for header in hop.headers if header.proto in ("ipv4", "ipv6"))
+            wanted.add((hop.netns.name.removeprefix(f"{kube.name}-"), hop.device.name, f"{outer.src}."))  # type: ignore[union-attr]
+        deadline = time.monotonic() + 5
+        while True:
+            seen = {space: (tmp_path / space).read_text() for space in spaces}
+            absent = [
+                each for each in wanted if not any(each[1] in line and f" {each[2]}" in line for line in seen[each[0]].splitlines())
+            ]
+            if not absent or time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+    assert not absent, absent
