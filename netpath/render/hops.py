@@ -172,11 +172,11 @@ def translation_lines(translations: Iterable[Translation], width: int) -> list[s
     """One line for each rewrite, and one below it for the rule behind it."""
     lines: list[str] = []
     for item in translations:
-        side = "src" if item.before.src != item.after.src else "dst"
-        before, after = getattr(item.before, side), getattr(item.after, side)
+        sides = [side for side in ("src", "dst") if getattr(item.before, side) != getattr(item.after, side)]
+        changes = ", ".join(f"{side} {clean(getattr(item.before, side))} -> {clean(getattr(item.after, side))}" for side in sides)
         name = f"{item.kind} (undone)" if item.reverse else item.kind
         confirmed = ", in conntrack" if item.conntrack else ""
-        text = f"{name} before hop {item.hop}: {side} {clean(before)} -> {clean(after)}{confirmed}"
+        text = f"{name} before hop {item.hop}: {changes}{confirmed}"
         lines += fold(text, width, first="  ", rest="      ")
         if item.rule is not None:
             service = f" [{clean(item.rule.service)}]" if item.rule.service else ""
