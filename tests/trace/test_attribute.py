@@ -92,3 +92,28 @@ def test_endpoints_are_written_as_the_command_line_takes_them() -> None:
     assert endpoint("10.0.0.1", 80) == "10.0.0.1:80"
     assert endpoint("fd00::1", 80) == "[fd00::1]:80"
     assert endpoint("fd00::1", None) == "fd00::1"
+
+
+def test_a_rewrite_before_the_first_device_and_after_the_last_shows_at_the_sockets() -> None:
+    hop = scene.event(1, "tx", 2, 5, packet("10.0.1.1", "10.0.2.9", 4000, 5353))
+    sent, received = FlowKey("10.0.1.1", "10.96.0.10", 4000, 53), FlowKey("10.0.1.1", "10.0.2.9", 4000, 9999)
+    first, last = translations([hop], (), reverse=False, sent=sent, received=received)
+    assert (first.hop, first.before.dst, first.after.dst) == (1, "10.96.0.10:53", "10.0.2.9:5353")
+    assert (last.hop, last.before.dst, last.after.dst) == (1, "10.0.2.9:5353", "10.0.2.9:9999")
+
+
+def test_what_a_process_sent_anew_is_one_rewrite_of_its_own() -> None:
+    before = scene.event(1, "rx", 2, 5, packet("172.17.0.3", "192.168.50.11", 4000, 12346))
+    after = scene.event(2, "tx", 2, 5, packet("172.17.0.1", "172.17.0.2", 5000, 7071))
+    (found,) = translations([before, after], (), reverse=False, copied=(2,))
+    assert (found.kind, found.before.src, found.after.dst, found.conntrack) == ("proxy", "172.17.0.3:4000", "172.17.0.2:7071", None)
+    (step,) = steps([before, after], [Place("bridge"), Place("bridge")], copied=(2,))
+    assert step.stage == "userspace"
+
+
+def test_an_entry_of_another_connection_confirms_nothing() -> None:
+    before = scene.event(1, "rx", 2, 5, packet("10.0.0.2", "10.96.0.10", 4000, 53))
+    after = scene.event(2, "tx", 2, 3, packet("10.0.0.2", "10.0.2.9", 4000, 5353))
+    other = (FlowKey("10.0.0.2", "10.96.0.10", 4000, 53), FlowKey("10.0.2.8", "10.0.0.2", 5353, 4000))
+    (found,) = translations([before, after], (), reverse=False, confirmed=[other])
+    assert found.conntrack is None
