@@ -421,7 +421,7 @@ class Engine:
             then(walk, changed)
             return
         text = outcome.rule.text if outcome.rule is not None else f"a rule of the {name} hook"
-        show = inside(host, "nft list ruleset") if outcome.rule is None else remove_rule(host, outcome.rule)
+        show = inside(host, "nft list ruleset") if outcome.rule is None else mend(host, outcome.rule, packet.family)
         if outcome.verdict == "reject":
             # nft_reject and ipt_REJECT answer, and then drop it.
             how = f" with {outcome.reject_with}" if outcome.reject_with else ""
@@ -474,11 +474,14 @@ def _belongs(packet: Packet, flow: FlowTuple) -> bool:
     return (packet.sport, packet.dport) == (flow.sport, flow.dport)
 
 
-def remove_rule(host: Host, rule: RuleRef) -> str:
-    """The command that takes the responsible rule out of the way."""
+def mend(host: Host, rule: RuleRef, family: int) -> str:
+    """What helps against the responsible rule: the command that takes it out of the way, or the cure of what it stands for."""
     text = rule.text.strip()
+    if any("has no endpoints" in each or "no-endpoint" in each for each in (rule.comment or "", text)):
+        # kube-proxy would put the rule back at once.
+        return f"give {rule.service or 'the service'} an endpoint: check its selector and whether its pods are ready"
     if text.startswith("-A ") and rule.table is not None:
-        tool = "ip6tables" if "icmp6" in text else "iptables"
+        tool = "ip6tables" if family == 6 else "iptables"
         try:
             words = shlex.split(text[3:])
         except ValueError:

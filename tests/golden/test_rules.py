@@ -100,6 +100,7 @@ def test_a_service_without_endpoints_refuses() -> None:
     drop = there.paths[0].drop
     assert drop is not None and drop.rule is not None
     assert drop.rule.comment == "default/noep:udp has no endpoints" and "icmp-port-unreachable" in drop.cause
+    assert drop.remedy == "give default/noep:udp an endpoint: check its selector and whether its pods are ready"
     assert back[0].paths == ()
 
 
