@@ -6,14 +6,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 NETPATH = (sys.executable, "-m", "netpath")
-NOBODY = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps=-all")
+_NOBODY = """set -e
+mount --bind "$1" "$2"
+cd /
+exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all env PYTHONPATH="$2" "$2/.venv/bin/python" -m netpath "${@:3}"
+"""
+"""Runs netpath without privileges. The checkout may lie where only root can go (root's home), so it is mounted elsewhere for it."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,17 @@ def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, st
     return made
 
 
-def netpath(*words: str, prefix: Sequence[str] = (), env: Mapping[str, str | None] | None = None, timeout: float = 60) -> Done:
-    done = subprocess.run(
-        [*prefix, *NETPATH, *words], capture_output=True, env=environment(env), timeout=timeout, check=False, cwd="/"
-    )
+def as_nobody(*words: str, env: Mapping[str, str | None] | None = None) -> Done:
+    """The command as a user without any privilege runs it."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        command = ["unshare", "--mount", "bash", "-c", _NOBODY, "bash", str(ROOT), place, *words]
+        done = subprocess.run(command, capture_output=True, env=environment(env), timeout=60, check=False)
+    return Done(done.returncode, done.stdout.decode(), without_progress(done.stderr.decode()))
+
+
+def netpath(*words: str, env: Mapping[str, str | None] | None = None, timeout: float = 60) -> Done:
+    done = subprocess.run([*NETPATH, *words], capture_output=True, env=environment(env), timeout=timeout, check=False, cwd="/")
     return Done(done.returncode, done.stdout.decode(), without_progress(done.stderr.decode()))
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from netpath import snapshotfile
 from netpath.model.snapshot import Snapshot
-from tests.cli.command import NETPATH, NOBODY, ROOT, Done, environment, netpath, one_line
+from tests.cli.command import NETPATH, ROOT, Done, as_nobody, environment, netpath, one_line
 from tests.predict.build import Build
 
 VERBS = ("inventory", "path", "trace", "probes", "snapshot", "lab", "lab up", "lab down", "lab list", "lab exec")
@@ -153,7 +153,7 @@ def test_a_bad_snapshot_is_named(verb: list[str], content: bytes | None, mention
 
 @pytest.mark.root
 def test_a_file_that_may_not_be_read_or_written(tmp_path: Path) -> None:
-    assert "Permission denied" in one_line(netpath("inventory", "--snapshot", "/etc/shadow", prefix=NOBODY), 2)
+    assert "Permission denied" in one_line(as_nobody("inventory", "--snapshot", "/etc/shadow"), 2)
     line = one_line(netpath("snapshot", "--script", "--output-file", str(tmp_path / "no" / "file")), 2)
     assert "No such file" in line
 
@@ -172,15 +172,15 @@ def test_a_file_that_may_not_be_read_or_written(tmp_path: Path) -> None:
     ids=" ".join,
 )
 def test_without_root_the_privilege_is_named(words: list[str], tmp_path: Path) -> None:
-    line = one_line(netpath(*words, prefix=NOBODY, env={"XDG_CACHE_HOME": None, "HOME": "/nonexistent"}), 3)
+    line = one_line(as_nobody(*words, env={"XDG_CACHE_HOME": None, "HOME": "/nonexistent"}), 3)
     assert "root" in line or "CAP_" in line
 
 
 @pytest.mark.root
 def test_a_snapshot_needs_no_root(state: str) -> None:
-    done = netpath("inventory", "--snapshot", state, prefix=NOBODY)
+    done = as_nobody("inventory", "--snapshot", state)
     assert (done.code, done.err) == (0, "") and "web" in done.out
-    done = netpath("path", "web", "10.1.1.2", "--snapshot", state, prefix=NOBODY)
+    done = as_nobody("path", "web", "10.1.1.2", "--snapshot", state)
     assert done.code in (0, 1, 4) and not done.err and "forward path" in done.out
 
 

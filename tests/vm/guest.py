@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import lzma
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -161,7 +162,8 @@ $b mount -t tmpfs tmpfs /new/tmp
 $b mount -t tracefs trace /new/sys/kernel/tracing 2>/dev/null
 $b mkdir -p /new/run/share /new/lib/modules
 $b mount -t 9p -o $opt share /new/run/share || echo "guest: no share"
-$b mount -o bind /new@TREE@/lib/modules /new/lib/modules || echo "guest: no modules"
+$b mount -o bind /ro@TREE@/lib/modules /new/lib/modules || echo "guest: no modules"
+for d in @KEEP@; do $b mkdir -p /new$d; $b mount -o bind /ro$d /new$d || echo "guest: no $d"; done
 $b ip link set lo up
 $b chroot /new /bin/sh /run/share/command
 echo $? > /new/run/share/exit
@@ -170,10 +172,11 @@ $b poweroff -f
 """
 
 
-def boot(kernel: Kernel, command: str, share: Path, timeout: float = 600) -> Outcome:
+def boot(kernel: Kernel, command: str, share: Path, timeout: float = 600, keep: Sequence[Path] = ()) -> Outcome:
     """Boot `kernel`, run the shell text `command` as root with `share` at /run/share, and power off.
 
     The guest's root is this machine's own, so paths are the same on both sides; what it writes outside the share is lost.
+    The guest has a /tmp and a /run of its own; folders in `keep` are there all the same, wherever they are.
     A guest that panics or hangs has `exit_code` None.
     """
     for program, package in (("qemu-system-x86_64", "qemu-system-x86"), ("busybox", "busybox-static")):
@@ -183,6 +186,7 @@ def boot(kernel: Kernel, command: str, share: Path, timeout: float = 600) -> Out
     (share / "exit").unlink(missing_ok=True)
     files = module_files(kernel, BOOT_MODULES)
     init = _INIT.replace("@MODULES@", " ".join(path.name for path in files)).replace("@TREE@", str(kernel.tree))
+    init = init.replace("@KEEP@", " ".join(shlex.quote(str(path)) for path in keep))
     busybox = Path(shutil.which("busybox") or "busybox").read_bytes()
     directory = stat.S_IFDIR | 0o755
     entries = [(name, directory, b"") for name in ("bin", "m")]

@@ -47,7 +47,7 @@ def report(package: str) -> Report:
     with TemporaryDirectory() as scratch:
         share = Path(scratch)
         command = COMMAND.format(repository=REPOSITORY, python=sys.executable, selection=" ".join(SELECTION))
-        outcome = boot(kernel, command, share, timeout=1100)
+        outcome = boot(kernel, command, share, timeout=1100, keep=[REPOSITORY])
         junit = share / "junit.xml"
         if outcome.exit_code is None:
             return Report({}, outcome.tail(), "the guest did not finish (a panic or a hang)")
