@@ -144,8 +144,12 @@ static __always_inline int report(u64 skb, u64 start, u32 layer, u64 dev, u64 ne
 	got = room < NP_FRONT ? room : NP_FRONT - 1;
 	/* Says to the verifier, in the very register, what the line before says to the compiler. */
 	asm volatile("%0 &= 255" : "+r"(got));
-	if (bpf_probe_read_kernel(own->front, got, (void *)start))
+	/* From here on an interrupting run must take the other buffer. */
+	own->busy = 1;
+	if (bpf_probe_read_kernel(own->front, got, (void *)start)) {
+		own->busy = 0;
 		return 0;
+	}
 	seen.ahead = (data > start ? data - start : 0) + zero;
 	seen.ifindex += zero;
 	seen.netns += zero;
@@ -154,7 +158,6 @@ static __always_inline int report(u64 skb, u64 start, u32 layer, u64 dev, u64 ne
 	seen.length += zero;
 	got += zero;
 	got &= 255;
-	own->busy = 1;
 	write_event(set, &seen, own->front, layer, before, got);
 	own->busy = 0;
 	return 0;

@@ -318,11 +318,15 @@ class Tracer:
         loaded = [(self._loaded[hook.name], number, priority) for hook, number, priority in NETFILTER if hook.name in self._loaded]
         if not loaded or not paths:
             return
+        made = 0
         for path in paths:
             with ThreadPoolExecutor(1) as worker:
-                for link in worker.submit(_link_in, path, loaded).result():
-                    self._stack.callback(os.close, link)
-        self._hooks += [hook.name for hook, _, _ in NETFILTER if hook.name in self._loaded]
+                links = worker.submit(_link_in, path, loaded).result()
+            made += len(links)
+            for link in links:
+                self._stack.callback(os.close, link)
+        if made:
+            self._hooks += [hook.name for hook, _, _ in NETFILTER if hook.name in self._loaded]
 
     def drain(self) -> list[Event]:
         """All events since the last call, in the order the buffer has them. The self-check's own are left out."""

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from netpath.model.event import Event
 from netpath.model.packet import Headers, Icmp, Ipv4, Ipv6, Opaque, Tcp, Udp, VxlanHeader
-from netpath.model.path import AddressPair, RuleRef, Translation
+from netpath.model.path import AddressPair, Translation
 from netpath.trace.correlate import FlowKey, innermost
 
 Binding = tuple[FlowKey, FlowKey]
@@ -194,11 +194,6 @@ def _explains(entry: Binding, before: FlowKey, after: FlowKey, source_side: bool
             if changed and (before.src, before.sport) in ((come.src, come.sport), (gone.src, gone.sport)):
                 return True
     return False
-
-
-def observed_rule(text: str) -> RuleRef:
-    """A reference for a translation that only the headers show."""
-    return RuleRef(text=text, table=None, chain=None, basis="observed")
 
 
 def pair(key: FlowKey) -> AddressPair:

@@ -23,7 +23,7 @@ DELIVERY_HOOKS = ("local_in", "socket")
 _PASSES_DOWN = frozenset({"veth", "physical", "loopback", "bridge"})
 """Kinds whose tx is the end of the stack: what follows happens elsewhere. A tx on any other kind leads to a tx below it."""
 
-_NOT_THE_END = frozenset(
+NOT_THE_END = frozenset(
     {"OTHERHOST", "PACKET_SOCK_ERROR", "SKB_CONSUMED", "BRIDGE_INGRESS_STP_STATE", "BRIDGE_NON_FORWARDING_STATE"}
 )
 """Reasons with which a bridge's copies end where nobody waits for them; they matter only when nothing else is known."""
@@ -193,7 +193,7 @@ def _terminal(events: list[Event], index: SnapshotIndex, answered: bool) -> Even
         return delivery
     if not drops:
         return None
-    return max(drops, key=lambda drop: (drop.reason not in _NOT_THE_END, len(_chain(drop, events, index)), -drop.time_ns))
+    return max(drops, key=lambda drop: (drop.reason not in NOT_THE_END, len(_chain(drop, events, index)), -drop.time_ns))
 
 
 def _chain(last: Event, events: list[Event], index: SnapshotIndex) -> tuple[Event, ...]:

@@ -28,7 +28,7 @@ from netpath.probe.injector import Injector, UnreachableError
 from netpath.probe.messages import Enter, Entered
 from netpath.trace.assemble import Scene, forward_paths, probe_cost, return_paths
 from netpath.trace.attribute import Binding
-from netpath.trace.correlate import DELIVERY_HOOKS, FlowKey, Journey, correlate, encapsulated, innermost
+from netpath.trace.correlate import DELIVERY_HOOKS, NOT_THE_END, FlowKey, Journey, correlate, encapsulated, innermost
 from netpath.trace.request import TraceRequest
 from netpath.trace.stats import summarise
 
@@ -297,7 +297,9 @@ class _Observer:
         self._last_new = time.monotonic()
         for event in new:
             if event.hook == "drop":
-                self._ended.add(event.sequence)
+                # A flooded copy ends where nobody waits for it; the probe itself is still on its way.
+                if event.reason not in NOT_THE_END:
+                    self._ended.add(event.sequence)
             elif event.hook in DELIVERY_HOOKS and not encapsulated(event.headers):
                 # Two hooks may report the one delivery; an answer's is of another role, or between other ports.
                 self._received[event.sequence].add((event.role, innermost(event.headers)))
