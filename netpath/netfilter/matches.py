@@ -70,11 +70,16 @@ def in_network(address: str, network: str) -> bool:
     return int(mine) & bits == int(theirs) & bits
 
 
+def _check_network(network: str) -> None:
+    """ValueError for text that is no network: said when a rule is understood, so that asking it can't fail later."""
+    in_network(network.partition("/")[0], network)
+
+
 def _address(field: str) -> Callable[[str], Match]:
     def make(text: str) -> Match:
         networks = text.split(",")
         for network in networks:
-            in_network("::" if ":" in network else "0.0.0.0", network)
+            _check_network(network)
         return lambda scene: any(in_network(getattr(scene.packet, field), network) for network in networks)
 
     return make
@@ -173,6 +178,10 @@ def _state(text: str) -> Match:
 
 def _original(field: str) -> Callable[[str], Match]:
     def make(text: str) -> Match:
+        ranges = _ports(text) if field.endswith("port") else ()
+        if not ranges:
+            _check_network(text)
+
         def test(scene: Scene) -> Answer:
             connection = scene.packet.connection
             if connection is None:
@@ -180,11 +189,7 @@ def _original(field: str) -> Callable[[str], Match]:
             side = connection.original if not field.startswith("reply.") else connection.reply
             value = getattr(side, field.rpartition(".")[2])
             if field.endswith("port"):
-                return (
-                    Unknown("the connection's port is not known")
-                    if value is None
-                    else any(a <= value <= b for a, b in _ports(text))
-                )
+                return Unknown("the connection's port is not known") if value is None else any(a <= value <= b for a, b in ranges)
             return in_network(value, text)
 
         return test
@@ -543,6 +548,8 @@ def _statistic(words: list[str]) -> Match:
         chance = 1 / int(values["--every"])
     else:
         raise Misunderstood(f"match statistic mode {mode}")
+    if not 0 <= chance <= 1:
+        raise Misunderstood(f"match statistic probability {chance}")
     return lambda scene: chance
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -118,3 +119,29 @@ def test_unknown_match_is_named_and_only_where_it_matters() -> None:
         assert outcome.verdict == "accept"
         about_it = outcome.packet.dport == 53 and outcome.uncertain
         assert not outcome.uncertain or (about_it and "match string --string x" in outcome.uncertain[0])
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "-d 10.0.0.1/no:mask",
+        "-s 10.0.0.1/33",
+        "-m conntrack --ctorigdst nowhere",
+        "-m conntrack --ctorigsrc 10.0.0.1/77",
+        "-m conntrack --ctreplsrc ''",
+        "-m conntrack --ctorigdstport 1:z",
+        "-m statistic --mode random --probability 9.5",
+        "-m statistic --mode random --probability -1",
+        "-m statistic --mode random --probability nan",
+    ],
+)
+def test_damaged_values_are_said_where_the_rule_is_reached(damaged: str) -> None:
+    """The values of a match are read with the rule, not when a packet with a connection meets it."""
+    nat = "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -d 192.0.2.1/32 -j DNAT --to-destination 192.0.2.2\nCOMMIT\n"
+    text = f"{nat}*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD {damaged} -j DROP\nCOMMIT\n"
+    asked = evaluator(Namespace(1, "n", netfilter=Netfilter(xtables=(Xtables(4, "legacy", text),))))
+    (first,) = asked.run(PACKETS[0], HookContext("prerouting", "eth0", None))
+    assert first.packet.connection is not None
+    (outcome,) = asked.run(first.packet, HookContext("forward", "eth0", "eth1"))
+    assert outcome.verdict == "accept" and outcome.share == 1 and len(outcome.uncertain) == 1
+    everything(Netfilter(xtables=(Xtables(4, "legacy", text),)))
