@@ -7,7 +7,7 @@
 
 BPF_ARRAY(settings, struct np_settings, 1);
 BPF_HASH(tunnels, u16, u8, 256);
-BPF_PERCPU_ARRAY(counters, u64, 4); /* 0: records written, 1: records lost, 2: packets looked at */
+BPF_PERCPU_ARRAY(counters, u64, 4); /* 0: records written, 1: records lost */
 BPF_RINGBUF_OUTPUT(events, 1);
 
 #include "walk.h"

@@ -344,19 +344,6 @@ def _address_range(field: str) -> Callable[[str], Match]:
     return make
 
 
-def _physical(field: str) -> Callable[[str], Match]:
-    def make(text: str) -> Match:
-        def test(scene: Scene) -> Answer:
-            name = getattr(scene.context, field)
-            if name is None:
-                return False
-            return bool(name.startswith(text[:-1])) if text.endswith("+") else name == text
-
-        return test
-
-    return make
-
-
 Builder = Callable[[str], Match]
 ONE_WORD: Mapping[str, Builder] = {
     "-s": _address("src"),
@@ -400,8 +387,8 @@ ONE_WORD: Mapping[str, Builder] = {
     "--src-range": _address_range("src"),
     "--dst-range": _address_range("dst"),
     "--length": _number_range(lambda scene: scene.packet.length),
-    "--physdev-in": _physical("physical_in"),
-    "--physdev-out": _physical("physical_out"),
+    "--physdev-in": _device("physical_in"),
+    "--physdev-out": _device("physical_out"),
     "--hashlimit-above": _rate_over,
     "--connlimit-above": _rate_over,
 }

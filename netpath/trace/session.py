@@ -100,7 +100,6 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
         progress(DISCOVERY)
         with timings.phase("discovery"):
             snapshot = discover.take()
-            index = SnapshotIndex(snapshot)
         source, destination, flow = aim(request, protocol, snapshot)
         with timings.phase("discovery"):
             # Connections that are tracked already are translated as they were, not as the rules would.
@@ -256,7 +255,6 @@ class _Observer:
         self._request = request
         self.events: list[Event] = []
         self.send_errors: dict[int, int] = {}
-        self.sent_ns: dict[int, int] = {}
         self._ended: set[int] = set()
         self._received: dict[int, set[tuple[str, FlowKey | None]]] = defaultdict(set)
         self._last_new = time.monotonic()
@@ -283,7 +281,6 @@ class _Observer:
 
     def _send(self, sequence: int) -> None:
         sent = self._injector.send(sequence)
-        self.sent_ns[sequence] = sent.time_ns
         if sent.error:
             self.send_errors[sequence] = sent.error
             self._ended.add(sequence)
