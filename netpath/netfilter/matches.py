@@ -9,6 +9,7 @@ import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from netpath.netfilter import nat
 from netpath.netfilter.sets import Sets
 from netpath.netfilter.types import HookContext, PacketState
 from netpath.netfilter.words import packet_type as words_of_packet
@@ -197,21 +198,32 @@ def _original(field: str) -> Callable[[str], Match]:
     return make
 
 
+_STATUS_BITS = {
+    "none": 0,  # stands for no bit, and so matches nothing (libxt_conntrack.c)
+    "expected": nat.EXPECTED,
+    "seen_reply": nat.SEEN_REPLY,
+    "assured": nat.ASSURED,
+    "confirmed": nat.CONFIRMED,
+}
+
+
 def _status(text: str) -> Match:
     wanted = {word.strip().lower() for word in text.split(",")}
-    unknown = wanted - {"none", "expected", "seen_reply", "assured", "confirmed"}
+    unknown = wanted - _STATUS_BITS.keys()
     if unknown:
         raise Misunderstood(f"connection status {', '.join(sorted(unknown))}")
+    mask = 0
+    for word in wanted:
+        mask |= _STATUS_BITS[word]
 
     def test(scene: Scene) -> Answer:
-        connection = scene.packet.connection
-        if connection is None or connection.state == "untracked":
+        connection = nat.tracked(scene.packet)
+        if connection is None:
             return False
-        if connection.state == "new" and not connection.known:
-            return "none" in wanted
-        if wanted & {"seen_reply", "confirmed"}:
-            return connection.state == "established" or "confirmed" in wanted
-        return Unknown("the status of the connection is not known")
+        bits, unsure = nat.status(connection)
+        if bits & mask:
+            return True
+        return Unknown("a flag of the connection's status is not known") if unsure & mask else False
 
     return test
 

@@ -75,7 +75,8 @@ def _recalled(entry: ConntrackEntry, packet: PacketState) -> Connection | None:
             continue
         if packet.protocol in WITH_PORTS and (packet.sport is None or (flow.sport, flow.dport) != (packet.sport, packet.dport)):
             continue
-        fresh = direction == "original" and "unreplied" in {flag.lower().strip("[]") for flag in entry.flags}
+        flags = {flag.lower().strip("[]") for flag in entry.flags}
+        fresh = direction == "original" and "unreplied" in flags
         return Connection(
             state="new" if fresh else "established",
             protocol=entry.protocol,
@@ -85,9 +86,38 @@ def _recalled(entry: ConntrackEntry, packet: PacketState) -> Connection | None:
             mark=entry.mark,
             source_done=True,
             destination_done=True,
+            assured=True if "assured" in flags else False if "unreplied" in flags or packet.protocol not in WITH_PORTS else None,
             known=True,
         )
     return None
+
+
+EXPECTED, SEEN_REPLY, ASSURED, CONFIRMED, SOURCE_NAT, DESTINATION_NAT = 1, 2, 4, 8, 16, 32
+"""Bits of a connection's status (enum ip_conntrack_status)."""
+
+
+def status(connection: Connection) -> tuple[int, int]:
+    """The status bits that are set, and those that may be: what neither the entry nor the packet tells.
+
+    The hooks see a first packet before it is confirmed, and a first answer after SEEN_REPLY is set (nf_conntrack_in).
+    """
+    bits = unsure = 0
+    if connection.known or connection.state != "new":
+        bits |= CONFIRMED
+    if connection.state == "established":
+        bits |= SEEN_REPLY
+    if connection.assured is None:
+        unsure |= ASSURED
+    elif connection.assured:
+        bits |= ASSURED
+    if connection.state == "related" or connection.known:
+        unsure |= EXPECTED  # that it was expected by another one is not in a dump of the entries
+    original, reply = connection.original, connection.reply
+    if (original.source, original.sport) != (reply.destination, reply.dport):
+        bits |= SOURCE_NAT
+    if (original.destination, original.dport) != (reply.source, reply.sport):
+        bits |= DESTINATION_NAT
+    return bits, unsure
 
 
 def bound(state: State, source_side: bool) -> bool:

@@ -44,6 +44,23 @@ class Concat(NamedTuple):
     parts: tuple[Any, ...]
 
 
+class Bits(int):
+    """Flags of which some are not known."""
+
+    unsure: int
+
+    def __new__(cls, bits: int, unsure: int) -> Bits:
+        made = super().__new__(cls, bits)
+        made.unsure = unsure
+        return made
+
+    def masked(self, mask: int) -> int:
+        """The flags under a mask. Raises Unsure if one of them is not known."""
+        if self.unsure & mask:
+            raise Unsure("a flag of the connection's status, which is not known,")
+        return int(self) & mask
+
+
 Choice = list[tuple[float, Any]]
 """Values with their probabilities. What is missing to 1 is the probability that there is no value (NFT_BREAK)."""
 
@@ -491,11 +508,15 @@ class Native:
             if not isinstance(value, int) or not isinstance(mask, int):
                 raise Unsure(f"flags of {render_nft.expression(left)}")
             exact = isinstance(left, dict) and any(name in left for name in OPERATORS)
+            if isinstance(value, Bits):
+                value.masked(mask)
             if op in ("in", "!") or not exact:
                 return (value & mask != 0) != (op in ("!", "!="))
             return (value == mask) != (op == "!=")
         if isinstance(right, dict) and _is_read(right):
             return any(_ordered(op, value, other) for _, other in self._values(right, env))
+        if isinstance(value, Bits):
+            value.masked(-1)
         item = _item(right, kinds)
         if op in ("==", "!="):
             return _covers(item, _parts(value)) != (op == "!=")
@@ -669,6 +690,8 @@ def _calculate(op: str, left: Any, right: Any) -> Any:
         return Addr(left.version, _calculate(op, left.number, right.number if isinstance(right, Addr) else right))
     if not isinstance(left, int) or not isinstance(right, int):
         raise Unsure(f"operation {op}")
+    if isinstance(left, Bits):
+        left = left.masked(right if op == "&" else -1)
     if op == "<<":
         return (left << min(right, 64)) & 0xFFFFFFFF
     if op == ">>":
@@ -823,12 +846,8 @@ def _ct(body: Mapping[str, Any], env: Env) -> Any:
     if connection is None:
         raise Break
     if key == "status":
-        status = 0 if connection.state == "new" and not connection.known else 8 | 2
-        if connection.original.source != connection.reply.destination or connection.original.sport != connection.reply.dport:
-            status |= 16
-        if connection.original.destination != connection.reply.source or connection.original.dport != connection.reply.sport:
-            status |= 32
-        return status
+        bits, unsure = nat.status(connection)
+        return Bits(bits, unsure) if unsure else bits
     if key == "mark":
         return connection.mark
     if key == "zone":

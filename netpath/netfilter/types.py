@@ -38,6 +38,8 @@ class Connection:
     source_kind: str = "snat"
     destination_rule: RuleRef | None = None
     destination_kind: str = "dnat"
+    assured: bool | None = False
+    """The kernel would not drop it early (IPS_ASSURED); None: this packet may be the one that makes it so."""
     known: bool = False
     """Taken from the snapshot's conntrack entries rather than made by this walk."""
 

@@ -61,6 +61,7 @@ def condition(random: Random, hook: str, protocol: str) -> Condition:
             "range",
             "dnat",
             "length",
+            "status",
         )
         + (("out",) if hook not in ("PREROUTING", "INPUT") else ())
         + (("syn",) if protocol == "tcp" else ())
@@ -115,6 +116,12 @@ def condition(random: Random, hook: str, protocol: str) -> Condition:
         return Condition(f"-m iprange {bang}--dst-range 10.2.0.3-10.3.0.2", f"ip daddr {unequal}10.2.0.3-10.3.0.2")
     if kind == "dnat":
         return Condition(f"-m conntrack {bang}--ctstate DNAT", f"ct status & dnat {'==' if bang else '!='} 0")
+    if kind == "status":
+        flag = random.choice(("seen-reply", "confirmed", "assured"))
+        return Condition(
+            f"-m conntrack {bang}--ctstatus {flag.replace('-', '_').upper()}",
+            f"ct status & {flag} {'==' if bang else '!='} 0",
+        )
     if kind == "length":
         return Condition(f"-m length {bang}--length 20:45", f"meta length {unequal}20-45")
     return Condition("-m tcp --tcp-flags FIN,SYN,RST,ACK SYN", "tcp flags & (fin|syn|rst|ack) == syn")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,52 @@ def test_masquerade_takes_another_port_where_its_own_is_in_use() -> None:
         (first,) = asked.run(udp("10.9.9.9", 53, src="10.1.0.2", sport=source_port), context("prerouting", "a"))
         (last,) = asked.run(first.packet, context("postrouting", None, "b"))
         assert (last.packet.src, last.packet.sport) == (NODE, expected)
+
+
+@pytest.mark.parametrize(
+    ("flags", "protocol", "reply", "seen", "assured"),
+    [
+        (("assured",), "udp", False, True, True),
+        (("unreplied",), "udp", False, False, False),
+        (("unreplied",), "udp", True, True, False),
+        ((), "udp", False, True, None),
+        ((), "icmp", False, True, False),
+    ],
+)
+def test_the_status_of_a_known_connection(
+    flags: tuple[str, ...], protocol: str, reply: bool, seen: bool, assured: bool | None
+) -> None:
+    """What an entry tells of its status decides; what this very packet may change is uncertain (None)."""
+    there, back = FlowTuple("10.1.0.2", "10.9.9.9", 5, 53), FlowTuple("10.9.9.9", "10.1.0.2", 53, 5)
+    entry = ConntrackEntry(4, protocol, there, back, flags=flags)
+    flow = back if reply else there
+    packet = PacketState(4, flow.source, flow.destination, protocol, flow.sport, flow.dport, icmp_type=8, icmp_code=0, length=60)
+    where = context("prerouting", "a")
+    for flag, wanted in (("seen-reply", seen), ("assured", assured), ("confirmed", True)):
+        spelled = flag.replace("-", "_").upper()
+        xt = f"*mangle\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -m conntrack --ctstatus {spelled} -j DROP\nCOMMIT\n"
+        native = {
+            "nftables": [
+                {"table": {"family": "ip", "name": "t"}},
+                {
+                    "chain": {"family": "ip", "table": "t", "name": "c", "type": "filter", "hook": "prerouting", "prio": -150}
+                    | {"policy": "accept"}
+                },
+                {
+                    "rule": {"family": "ip", "table": "t", "chain": "c"}
+                    | {"expr": [{"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": flag}}, {"drop": None}]}
+                },
+            ]
+        }
+        for rules in (Netfilter(xtables=(Xtables(4, "legacy", xt),)), Netfilter(nft=json.dumps(native))):
+            outcome = one(Namespace(1, "n", netfilter=rules, conntrack=(entry,)), packet, where)
+            assert bool(outcome.uncertain) == (wanted is None), (flag, outcome.uncertain)
+            assert (outcome.verdict == "drop") == (wanted is True), flag
+
+
+def test_status_none_stands_for_no_flag_and_matches_nothing() -> None:
+    text = "*mangle\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -m conntrack --ctstatus NONE -j DROP\nCOMMIT\n"
+    assert one(save(text), udp("10.9.9.9", 53), context("prerouting", "a")).verdict == "accept"
 
 
 def test_ipv6_and_inet() -> None:
