@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,6 @@ from netpath import endpoints
 from netpath.ebpf.tracer import Tracer
 from netpath.errors import NetpathError, UsageError
 from netpath.model import nonce as layout
-from netpath.model.event import Event
 from netpath.model.index import SnapshotIndex
 from netpath.model.packet import Flow
 from netpath.model.path import Completeness, Path, Prediction, ProbeCost, Trace
@@ -28,15 +26,13 @@ from netpath.probe.injector import Injector, UnreachableError
 from netpath.probe.messages import Enter, Entered
 from netpath.trace.assemble import Scene, forward_paths, probe_cost, return_paths
 from netpath.trace.attribute import Binding
-from netpath.trace.correlate import DELIVERY_HOOKS, NOT_THE_END, FlowKey, Journey, correlate, encapsulated, innermost
+from netpath.trace.correlate import FlowKey, Journey, correlate
+from netpath.trace.observe import POLL_SECONDS, Observer
 from netpath.trace.request import TraceRequest
 from netpath.trace.stats import summarise
 
 WARM_UP_SECONDS = 0.5
 """How long the first, uncounted probe may take; ARP that takes longer is not going to be answered soon."""
-SETTLE_SECONDS = 0.005
-"""A run ends when every probe has ended and nothing more was seen for this long."""
-POLL_SECONDS = 0.001
 
 DISCOVERY = "reading the node's state"
 LOADING = "compiling and loading the probe programs"
@@ -106,7 +102,7 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
             snapshot = discover.with_conntrack(snapshot, flow)
             index = SnapshotIndex(snapshot)
         base, nonce = layout.new_tcp_base(), layout.new_nonce()
-        entered = _enter(injector, request, flow, index, nonce, base)
+        entered = enter(injector, flow, request.source, index, nonce, base)
         if isinstance(entered, UnreachableError):
             prediction = predict(snapshot, flow, index=index)
             trace = _refused(entered, prediction, Scene(index), timings)
@@ -121,26 +117,21 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
         timings.ms |= tracer.timings_ms
         progress(ARMING)
         with timings.phase("attach"):
-            tracer.arm(
-                nonce,
-                count=request.count,
-                tunnel_ports=tunnel_ports(snapshot),
-                tcp_base=base if protocol == "tcp" else None,
-                payload=flow.payload,
-                listen_in=[path for inode in _listened(index, prediction, flow) if (path := _entry(index, inode))],
-            )
+            tcp_base = base if protocol == "tcp" else None
+            arm(tracer, nonce, [(prediction, flow)], snapshot, index, count=request.count, tcp_base=tcp_base, payload=flow.payload)
         with timings.phase("self-check"):
             tracer.self_check()
         with timings.phase("probe"):
-            observer = _Observer(tracer, injector, request)
+            observer = Observer(tracer, round_trip=request.round_trip)
             progress(SENDING)
-            observer.send()
+            _send(observer, injector, request)
             progress(DRAINING)
-            observer.finish()
+            observer.until(range(1, request.count + 1), request.timeout)
+            observer.settle()
         journeys = correlate(observer.events, index, range(1, request.count + 1), observer.send_errors)
-        if not request.cold and _strayed(journeys, prediction, index):
+        if not request.cold and strayed(journeys, prediction, index):
             with timings.phase("prediction"):
-                snapshot = _warmed(snapshot, journeys)
+                snapshot = warmed(snapshot, journeys)
                 index = SnapshotIndex(snapshot)
                 prediction = predict(snapshot, flow, index=index)
         trace = _trace(request, flow, journeys, prediction, tracer, observer, snapshot, index, timings)
@@ -199,12 +190,11 @@ def tunnel_ports(snapshot: Snapshot) -> dict[int, str]:
     return ports
 
 
-def _enter(
-    injector: Injector, request: TraceRequest, flow: Flow, index: SnapshotIndex, nonce: int, base: int
-) -> Entered | UnreachableError:
-    path = _entry(index, flow.netns)
+def enter(injector: Injector, flow: Flow, source: str, index: SnapshotIndex, nonce: int, base: int) -> Entered | UnreachableError:
+    """Open the sender's sockets in the flow's namespace; `source` is what the user called it. Errors as `Injector.enter`."""
+    path = entry(index, flow.netns)
     if path is None:
-        raise NetpathError(f"{request.source}: no file or process leads into its namespace any more")
+        raise NetpathError(f"{source}: no file or process leads into its namespace any more")
     try:
         return injector.enter(
             Enter(
@@ -215,7 +205,7 @@ def _enter(
                 src=flow.src,
                 sport=flow.sport,
                 dport=flow.dport,
-                size=request.size,
+                size=flow.payload,
                 df=flow.df,
                 ttl=flow.ttl,
                 mark=flow.mark,
@@ -228,12 +218,36 @@ def _enter(
         return error
 
 
-def _entry(index: SnapshotIndex, inode: int) -> str | None:
+def entry(index: SnapshotIndex, inode: int) -> str | None:
+    """A file that leads into a namespace; None when nothing does."""
     namespace = index.namespace(inode)
     return namespace.paths[0] if namespace is not None and namespace.paths else None
 
 
-def _listened(index: SnapshotIndex, prediction: Prediction, flow: Flow) -> tuple[int, ...]:
+def arm(
+    tracer: Tracer,
+    nonce: int,
+    ways: Sequence[tuple[Prediction, Flow]],
+    snapshot: Snapshot,
+    index: SnapshotIndex,
+    *,
+    count: int,
+    tcp_base: int | None,
+    payload: int | None,
+) -> None:
+    """Arm for probes that go these predicted ways; the rest as `Tracer.arm`."""
+    inodes = sorted({inode for prediction, flow in ways for inode in listened(index, prediction, flow)})
+    tracer.arm(
+        nonce,
+        count=count,
+        tunnel_ports=tunnel_ports(snapshot),
+        tcp_base=tcp_base,
+        payload=payload,
+        listen_in=[path for inode in inodes if (path := entry(index, inode))],
+    )
+
+
+def listened(index: SnapshotIndex, prediction: Prediction, flow: Flow) -> tuple[int, ...]:
     """Namespaces whose own deliveries are watched: those on a predicted path, and those that hold either address."""
     wanted = {flow.netns}
     for path in prediction.paths:
@@ -246,84 +260,27 @@ def _listened(index: SnapshotIndex, prediction: Prediction, flow: Flow) -> tuple
     return tuple(sorted(wanted))
 
 
-class _Observer:
-    """Sends the probes and collects what is seen of them."""
-
-    def __init__(self, tracer: Tracer, injector: Injector, request: TraceRequest) -> None:
-        self._tracer = tracer
-        self._injector = injector
-        self._request = request
-        self.events: list[Event] = []
-        self.send_errors: dict[int, int] = {}
-        self._ended: set[int] = set()
-        self._received: dict[int, set[tuple[str, FlowKey | None]]] = defaultdict(set)
-        self._last_new = time.monotonic()
-
-    def send(self) -> None:
-        """Send the warm-up and all probes, and collect what is seen meanwhile."""
-        request = self._request
-        if not request.cold:
-            self._send(0)
-            self._until({0}, time.monotonic() + min(WARM_UP_SECONDS, request.timeout))
-        due = time.monotonic()
-        for sequence in range(1, request.count + 1):
-            while (now := time.monotonic()) < due:
-                self._collect()
-                time.sleep(min(POLL_SECONDS, max(0.0, due - now)))
-            self._send(sequence)
-            due += request.interval
-
-    def finish(self) -> None:
-        """Collect until every probe has ended or the time is up."""
-        request = self._request
-        self._until(set(range(1, request.count + 1)), time.monotonic() + request.timeout)
-        self._settle()
-
-    def _send(self, sequence: int) -> None:
-        sent = self._injector.send(sequence)
-        if sent.error:
-            self.send_errors[sequence] = sent.error
-            self._ended.add(sequence)
-
-    def _collect(self) -> None:
-        self._injector.poll()
-        new = self._tracer.drain()
-        if not new:
-            return
-        self.events += new
-        self._last_new = time.monotonic()
-        for event in new:
-            if event.hook == "drop":
-                # A flooded copy ends where nobody waits for it; the probe itself is still on its way.
-                if event.reason not in NOT_THE_END:
-                    self._ended.add(event.sequence)
-            elif event.hook in DELIVERY_HOOKS and not encapsulated(event.headers):
-                # Two hooks may report the one delivery; an answer's is of another role, or between other ports.
-                self._received[event.sequence].add((event.role, innermost(event.headers)))
-
-    def _until(self, sequences: Iterable[int], deadline: float) -> None:
-        """Collect until each has been delivered (and answered, for a round trip) or dropped, or until the deadline."""
-        needed = 2 if self._request.round_trip else 1
-        open_ = set(sequences)
-        while open_ and time.monotonic() < deadline:
-            self._collect()
-            open_ = {number for number in open_ if number not in self._ended and len(self._received[number]) < needed}
-            time.sleep(POLL_SECONDS)
-
-    def _settle(self) -> None:
-        while time.monotonic() - self._last_new < SETTLE_SECONDS:
-            self._collect()
-            time.sleep(POLL_SECONDS)
-        self._collect()
+def _send(observer: Observer, injector: Injector, request: TraceRequest) -> None:
+    """Send the warm-up and all probes, and collect what is seen meanwhile."""
+    if not request.cold:
+        observer.send(injector, 0)
+        observer.until({0}, min(WARM_UP_SECONDS, request.timeout))
+    due = time.monotonic()
+    for sequence in range(1, request.count + 1):
+        while (now := time.monotonic()) < due:
+            observer.collect()
+            time.sleep(min(POLL_SECONDS, max(0.0, due - now)))
+        observer.send(injector, sequence)
+        due += request.interval
 
 
-def _strayed(journeys: Sequence[Journey], prediction: Prediction, index: SnapshotIndex) -> bool:
+def strayed(journeys: Sequence[Journey], prediction: Prediction, index: SnapshotIndex) -> bool:
     """Delivered, but by hops that were not predicted."""
     forward = forward_paths(journeys, prediction, Scene(index))
     return any(path.outcome == "delivered" and any(hop.status != "observed" for hop in path.hops) for path in forward)
 
 
-def _warmed(snapshot: Snapshot, journeys: Sequence[Journey]) -> Snapshot:
+def warmed(snapshot: Snapshot, journeys: Sequence[Journey]) -> Snapshot:
     """The snapshot with the neighbours that the warm-up probe made the kernel resolve.
 
     A bridge sends a frame whose destination it has translated straight to the port of a neighbour it is sure of, and through its
@@ -348,7 +305,7 @@ def _trace(
     journeys: tuple[Journey, ...],
     prediction: Prediction,
     tracer: Tracer,
-    observer: _Observer,
+    observer: Observer,
     snapshot: Snapshot,
     index: SnapshotIndex,
     timings: _Timings,
@@ -371,7 +328,7 @@ def _trace(
     reasons = [f"{lost} events were lost: the buffer was full"] if lost else []
     reasons += [f"hook not available: {name}" for name in missing]
     copies = sum(journey.forward.copies for journey in journeys)
-    notes = _problems(index, forward + back)
+    notes = problems(index, forward + back)
     notes += [f"{copies} sightings of copies that a flooding bridge made are left out"] if copies else []
     return Trace(
         outcome=outcomes.pop() if len(outcomes) == 1 else "mixed",
@@ -385,21 +342,21 @@ def _trace(
         ),
         path_mtu=prediction.path_mtu,
         probe_cost=probe_cost(journeys),
-        round_trip_ns=summarise(_round_trips(journeys)) if request.round_trip else None,
+        round_trip_ns=summarise(round_trips(journeys)) if request.round_trip else None,
         sent=request.count,
         notes=tuple(notes),
         timings_ms=timings.ms,
     )
 
 
-def _problems(index: SnapshotIndex, paths: Iterable[Path]) -> list[str]:
+def problems(index: SnapshotIndex, paths: Iterable[Path]) -> list[str]:
     """What could not be read of the namespaces that the paths cross."""
     crossed = {hop.netns.inode for path in paths for hop in path.hops}
     spaces = [space for inode in sorted(crossed) if (space := index.namespace(inode)) is not None]
     return [f"{space.name}: {problem}" for space in spaces for problem in space.problems]
 
 
-def _round_trips(journeys: Iterable[Journey]) -> list[float]:
+def round_trips(journeys: Iterable[Journey]) -> list[float]:
     """ns from a probe's first hop to its answer's arrival at the sender, of those that came back."""
     return [
         journey.back.end.time_ns - journey.forward.hops[0].time_ns

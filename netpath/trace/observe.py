@@ -1,0 +1,73 @@
+"""Sending probes and collecting what is seen of them until each has ended."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+
+from netpath.ebpf.tracer import Tracer
+from netpath.model.event import Event
+from netpath.probe.injector import Injector
+from netpath.trace.correlate import DELIVERY_HOOKS, NOT_THE_END, FlowKey, encapsulated, innermost
+
+SETTLE_SECONDS = 0.005
+"""A run ends when every probe has ended and nothing more was seen for this long."""
+POLL_SECONDS = 0.001
+
+
+class Observer:
+    """What an armed tracer sees of probes that one or more injectors send; with `round_trip` their answers are waited for too."""
+
+    def __init__(self, tracer: Tracer, *, round_trip: bool) -> None:
+        self._tracer = tracer
+        self._needed = 2 if round_trip else 1
+        self.events: list[Event] = []
+        self.send_errors: dict[int, int] = {}
+        """The errno of sends that the kernel refused, by sequence number."""
+        self._ended: set[int] = set()
+        self._received: dict[int, set[tuple[str, FlowKey | None]]] = defaultdict(set)
+        self._last_new = time.monotonic()
+        self._injectors: set[Injector] = set()
+
+    def send(self, injector: Injector, sequence: int) -> None:
+        """Send one probe. Raises NetpathError when the sender is gone."""
+        self._injectors.add(injector)
+        sent = injector.send(sequence)
+        if sent.error:
+            self.send_errors[sequence] = sent.error
+            self._ended.add(sequence)
+
+    def collect(self) -> None:
+        """Take what has been seen by now, and what came back to the injectors."""
+        for injector in self._injectors:
+            injector.poll()
+        new = self._tracer.drain()
+        if not new:
+            return
+        self.events += new
+        self._last_new = time.monotonic()
+        for event in new:
+            if event.hook == "drop":
+                # A flooded copy ends where nobody waits for it; the probe itself is still on its way.
+                if event.reason not in NOT_THE_END:
+                    self._ended.add(event.sequence)
+            elif event.hook in DELIVERY_HOOKS and not encapsulated(event.headers):
+                # Two hooks may report the one delivery; an answer's is of another role, or between other ports.
+                self._received[event.sequence].add((event.role, innermost(event.headers)))
+
+    def until(self, sequences: Iterable[int], seconds: float) -> None:
+        """Collect until each has been delivered (and answered, for a round trip) or dropped, for `seconds` at most."""
+        deadline = time.monotonic() + seconds
+        open_ = set(sequences)
+        while open_ and time.monotonic() < deadline:
+            self.collect()
+            open_ = {number for number in open_ if number not in self._ended and len(self._received[number]) < self._needed}
+            time.sleep(POLL_SECONDS)
+
+    def settle(self) -> None:
+        """Collect until nothing more comes."""
+        while time.monotonic() - self._last_new < SETTLE_SECONDS:
+            self.collect()
+            time.sleep(POLL_SECONDS)
+        self.collect()
