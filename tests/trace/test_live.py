@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path as File
 from typing import Any
 
 import pytest
@@ -13,8 +13,9 @@ import pytest
 from netpath.model.path import Path, Trace
 from netpath.trace.request import TraceRequest
 from netpath.trace.session import TraceRun, run
-from tests.netns import Netns, namespaces
+from tests.netns import namespaces
 from tests.topology import ECHO_PORT, Overlay, Shape, overlay
+from tests.trace.capture import FIRST, captured, claimed
 
 pytestmark = [pytest.mark.root, pytest.mark.ebpf]
 
@@ -233,54 +234,15 @@ def test_a_fault_is_found_where_it_is_and_was_predicted(fault: Fault) -> None:
         assert path.drop.cause and path.drop.remedy
 
 
-def _tcpdump(netns: Netns) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        ["nsenter", f"--net={netns.path}", "tcpdump", "-i", "any", "-nn", "-e", "-l", "--immediate-mode", "-tt", "-s", "0", "udp"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "listening on" in line:
-            return process
-    raise AssertionError("tcpdump did not start")
-
-
-def test_tcpdump_on_every_device_sees_the_same() -> None:
-    """Devices, order and lengths, from captures in all namespaces at once."""
+def test_tcpdump_on_every_device_sees_the_same(tmp_path: File) -> None:
+    """Devices, order and lengths, there and back, from captures in all namespaces at once."""
     with overlay() as made:
         everywhere = [*made.pods[0], made.nodes[0], made.fabric, made.nodes[1], *made.pods[1]]
-        captures = [(netns, _tcpdump(netns)) for netns in everywhere]
-        try:
-            result = trace(made, count=1, cold=False, sport=40777)
-        finally:
-            for _, process in captures:
-                process.terminate()
-        seen: list[tuple[float, str, str, str, int]] = []
-        for netns, process in captures:
-            text, _ = process.communicate(timeout=10)
-            for line in text.splitlines():
-                found = _parse(line)
-                if found is not None:
-                    seen.append((found[0], netns.name, *found[1:]))
-        forward = [(netns, device, direction, length) for _, netns, device, direction, length in sorted(seen)]
-        path = only(result.trace)
-        mine = [(hop.netns.name, hop.device.name, hop.direction, hop.ip_length) for hop in path.hops]
-        # The capture holds the warm-up as well.
-        assert forward == mine + mine
-
-
-def _parse(line: str) -> tuple[float, str, str, int] | None:
-    """(time, device, tx or rx, IP length) of one line of ``tcpdump -i any -e -tt`` that belongs to the traced flow, forward."""
-    head = re.match(r"(\d+\.\d+) (\S+)\s+(In|Out|P|B|M)\s.* length (\d+): ", line)
-    if head is None:
-        return None
-    # tcpdump does not look into VXLAN on a port of our own: a wrapped probe is known by the tunnel's direction.
-    if ".40777 > " not in line and "> 172.31.7.2.5999: " not in line:
-        return None
-    # The link-level length of a cooked capture counts its own header: 20 bytes (SLL2).
-    return float(head[1]), head[2], "tx" if head[3] == "Out" else "rx", int(head[4]) - 20
+        with captured({netns.inode: netns.path for netns in everywhere}, tmp_path) as captures:
+            result = trace(made, count=1, round_trip=True)
+        (back,) = [path for path in result.trace.paths if path.direction == "return"]
+        assert len(back.hops) == 12
+        assert captures.of(FIRST) == claimed(only(result.trace), back)
 
 
 def test_unrelated_namespaces_do_not_matter(plain: Overlay) -> None:
