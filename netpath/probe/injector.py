@@ -71,9 +71,17 @@ class Injector:
         assert isinstance(reply, Entered)
         return reply
 
-    def send(self, sequence: int) -> Sent:
-        """Send one probe. A send that the kernel refused is no exception: its errno is in the result."""
-        self._channel.send(msgspec.json.encode(Send(sequence)))
+    @property
+    def pid(self) -> int:
+        """The sender process."""
+        return self._process.pid
+
+    def send(self, sequence: int, *, size: int | None = None, fresh: bool = False) -> Sent:
+        """Send one probe, of another payload `size` than entered or as the first packet of a `fresh` flow if asked for.
+
+        A send that the kernel refused is no exception: its errno is in the result.
+        """
+        self._channel.send(msgspec.json.encode(Send(sequence, size, fresh)))
         reply = self._reply()
         if isinstance(reply, Failed):
             raise NetpathError(f"probe {sequence} to {self._target} could not be sent: {reply.text}")

@@ -33,6 +33,10 @@ class Send(msgspec.Struct, tag=True, frozen=True):
     """Send probe number `sequence`. Answered by Sent or Failed."""
 
     sequence: int
+    size: int | None = None
+    """Bytes of payload; None: as entered."""
+    fresh: bool = False
+    """From a source port (ICMP: with an identifier) of its own, so that it is the first packet of a flow."""
 
 
 class Entered(msgspec.Struct, tag=True, frozen=True):

@@ -8,10 +8,13 @@ It ends when its parent does: the socket closes.
 from __future__ import annotations
 
 import errno
+import random
 import selectors
 import socket
 import sys
 import time
+from collections import deque
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -29,6 +32,9 @@ IPV6_MTU_DISCOVER = 23
 IPV6_DONTFRAG = 62
 SO_MARK = 36
 
+FRESH_KEPT = 64
+"""Sockets of flows of one probe that stay open, so that an answer to one is not refused by an ICMP error."""
+
 _REQUEST: Any = msgspec.json.Decoder(Preload | Enter | Send)
 
 
@@ -44,9 +50,15 @@ class Sender:
         self.family = socket.AF_INET6 if ":" in spec.dst else socket.AF_INET
         self.source, self.sport = "", spec.sport
         self._holder: socket.socket | None = None
+        self._fresh: deque[socket.socket] = deque()
+        self._ports = (0, 0)
+        self._port = 0
         enter_path(spec.netns_path)
         self.source = spec.src or self._kernel_source()
         self.output = self._open()
+        first, last = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+        self._ports = (int(first), int(last))
+        self._port = random.randint(*self._ports)
 
     def _kernel_source(self) -> str:
         """The address that the kernel's route lookup chooses: connecting a datagram socket asks without sending."""
@@ -102,24 +114,51 @@ class Sender:
             sock.bind((self.spec.src, 0))
         return sock
 
-    def _bytes(self, sequence: int) -> bytes:
+    def _bytes(self, sequence: int, size: int, sport: int | None, identifier: int) -> bytes:
         spec = self.spec
         if spec.protocol == "udp":
-            return layout.pack(spec.nonce, sequence, spec.size)
+            return layout.pack(spec.nonce, sequence, size)
         if spec.protocol == "tcp":
-            assert self.sport is not None and spec.dport is not None
+            assert sport is not None and spec.dport is not None
             number = layout.tcp_sequence(spec.tcp_base, sequence)
-            return build.tcp_syn(self.source, spec.dst, self.sport, spec.dport, number)
-        return build.echo(6 if self.family == socket.AF_INET6 else 4, spec.identifier, spec.nonce, sequence, spec.size)
+            return build.tcp_syn(self.source, spec.dst, sport, spec.dport, number)
+        return build.echo(6 if self.family == socket.AF_INET6 else 4, identifier, spec.nonce, sequence, size)
 
-    def send(self, sequence: int) -> Sent:
+    def _new_flow(self) -> socket.socket:
+        """A socket with the next free source port. The kernel's own choice is random, and would come back to a flow that is known."""
+        udp = self.spec.protocol == "udp"
+        sock = socket.socket(self.family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
+        self._fresh.append(sock)
+        self._common(sock)
+        sock.setblocking(False)
+        first, last = self._ports
+        for attempt in range(last - first + 1):
+            self._port = self._port + 1 if first <= self._port < last else first
+            try:
+                sock.bind((self.spec.src or "" if udp else self.source, self._port))
+                break
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or attempt == last - first:
+                    raise
+        while len(self._fresh) > FRESH_KEPT:
+            self._fresh.popleft().close()
+        return sock
+
+    def send(self, sequence: int, size: int | None = None, fresh: bool = False) -> Sent:
         """Send one probe; an errno says why the kernel would not take it (EMSGSIZE, ENETUNREACH, EPERM, ...)."""
-        data = self._bytes(sequence)
+        output, sport, identifier = self.output, self.sport, self.spec.identifier
+        if fresh and self.spec.protocol == "icmp":
+            identifier = (identifier + sequence) & 0xFFFF
+        elif fresh:
+            flow = self._new_flow()
+            sport = flow.getsockname()[1]
+            output = flow if self.spec.protocol == "udp" else output
+        data = self._bytes(sequence, self.spec.size if size is None else size, sport, identifier)
         port = self.spec.dport or 0 if self.spec.protocol == "udp" else 0
         code = 0
         before = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         try:
-            self.output.sendto(data, (self.spec.dst, port))
+            output.sendto(data, (self.spec.dst, port))
         except OSError as error:
             # An ICMP error of an earlier probe is reported here once (ECONNREFUSED and the like); it is not this send's.
             code = error.errno or errno.EIO
@@ -127,7 +166,7 @@ class Sender:
                 code = 0
                 before = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
                 try:
-                    self.output.sendto(data, (self.spec.dst, port))
+                    output.sendto(data, (self.spec.dst, port))
                 except OSError as again:
                     code = again.errno or errno.EIO
         return Sent(sequence=sequence, time_ns=before, error=code)
@@ -177,7 +216,7 @@ def serve(channel: socket.socket) -> None:
                 elif sender is None:
                     reply = Failed(error=errno.EINVAL, text="asked to send before a namespace was entered")
                 else:
-                    reply = sender.send(request.sequence)
+                    reply = sender.send(request.sequence, request.size, request.fresh)
             except OSError as error:
                 unroutable = isinstance(error, Unroutable)
                 reply = Failed(error=error.errno or errno.EIO, text=error.strerror or str(error), unroutable=unroutable)

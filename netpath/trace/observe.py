@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 from netpath.ebpf.tracer import Tracer
 from netpath.model.event import Event
@@ -30,10 +31,10 @@ class Observer:
         self._last_new = time.monotonic()
         self._injectors: set[Injector] = set()
 
-    def send(self, injector: Injector, sequence: int) -> None:
-        """Send one probe. Raises NetpathError when the sender is gone."""
+    def send(self, injector: Injector, sequence: int, **how: Any) -> None:
+        """Send one probe, as `Injector.send`. Raises NetpathError when the sender is gone."""
         self._injectors.add(injector)
-        sent = injector.send(sequence)
+        sent = injector.send(sequence, **how)
         if sent.error:
             self.send_errors[sequence] = sent.error
             self._ended.add(sequence)

@@ -163,3 +163,23 @@ def test_the_sender_ends_with_its_parent() -> None:
     process = injector._process
     injector._channel.close()
     assert process.wait(timeout=5) == 0
+
+
+@pytest.mark.parametrize("protocol", ["udp", "tcp", "icmp"])
+def test_a_fresh_flow_for_every_probe(pair: tuple[Netns, Netns], injector: Injector, protocol: str) -> None:
+    a, b = pair
+    entered = injector.enter(
+        Enter(a.path, protocol, "10.9.0.2", NONCE, dport=None if protocol == "icmp" else 4433, tcp_base=1000, identifier=77)
+    )
+    at = {"udp": (20, 22), "tcp": (20, 22), "icmp": (24, 26)}[protocol]  # source port, or identifier, behind an IPv4 header
+    seen = []
+    with sniffer(b, "b0") as sock:
+        for number in range(1, 6):
+            assert injector.send(number, size=30 + number, fresh=True).error == 0
+            wanted = layout.tcp_sequence(1000, number).to_bytes(4, "big") if protocol == "tcp" else layout.HEAD.pack(NONCE, number)
+            packet = captured(sock, wanted)
+            seen.append(int.from_bytes(packet[slice(*at)], "big"))
+            if protocol != "tcp":
+                assert len(packet) == 28 + 30 + number
+        assert injector.send(6).error == 0
+    assert len(set(seen)) == 5 and entered.sport not in seen and (protocol != "icmp" or 77 not in seen)
