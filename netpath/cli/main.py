@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from netpath.cli import inventory, lab, path, probes, settings, snapshot, trace
+from netpath.cli import inventory, lab, measure, path, probes, settings, snapshot, trace
 from netpath.errors import EXIT_FINDING, EXIT_INTERRUPTED, EXIT_USAGE, NetpathError
 
 _SWITCHES = ("--debug", "--no-color")
@@ -53,6 +53,7 @@ def application() -> typer.Typer:
     app.command("inventory", help=inventory.HELP)(inventory.run)
     app.command("path", help=path.HELP)(path.run)
     app.command("trace", help=trace.HELP)(trace.run)
+    app.command("measure", help=measure.HELP)(measure.run)
     app.command("probes", help=probes.HELP)(probes.run)
     app.command("snapshot", help=snapshot.HELP)(snapshot.run)
     app.add_typer(lab.app(), name="lab", help=lab.HELP)

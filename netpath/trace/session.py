@@ -78,16 +78,14 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
     that does not arrive is no error: the trace says where it ended.
     """
     protocol = chosen_protocol(request)
-    size = request.ring_bytes
-    if size < mmap.PAGESIZE or size & (size - 1):
-        raise UsageError(f"--buffer must be a power of two and at least {mmap.PAGESIZE} bytes, not {size}")
+    check_buffer(request.ring_bytes)
     timings = _Timings()
     with ExitStack() as stack:
         with timings.phase("imports"):
             from netpath import discover
 
         # The worker is waited for before the tracer it loads is closed.
-        tracer = stack.enter_context(Tracer(ring_bytes=size))
+        tracer = stack.enter_context(Tracer(ring_bytes=request.ring_bytes))
         workers = stack.enter_context(ThreadPoolExecutor(1))
         loading = workers.submit(tracer.load)
         injector = stack.enter_context(Injector())
@@ -136,6 +134,12 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
                 prediction = predict(snapshot, flow, index=index)
         trace = _trace(request, flow, journeys, prediction, tracer, observer, snapshot, index, timings)
     return TraceRun(trace, snapshot, index, flow, source, destination)
+
+
+def check_buffer(size: int) -> None:
+    """Raise UsageError for a size in bytes that no event buffer can have."""
+    if size < mmap.PAGESIZE or size & (size - 1):
+        raise UsageError(f"--buffer must be a power of two and at least {mmap.PAGESIZE} bytes, not {size}")
 
 
 def chosen_protocol(request: TraceRequest) -> str:

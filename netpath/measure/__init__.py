@@ -1,0 +1,1 @@
+"""Many probes, beside a baseline: what a datapath costs, as figures with intervals."""

@@ -1,0 +1,469 @@
+"""One measurement from beginning to end: as a trace, with many probes of several kinds, interleaved with the same on the underlay."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from netpath.ebpf.tracer import Tracer
+from netpath.errors import NetpathError
+from netpath.measure import baseline as baselines
+from netpath.measure import headroom, plan, robust
+from netpath.measure.plan import MeasureRequest, Series
+from netpath.measure.result import Baseline, Comparison, Measurement, Outliers, SeriesResult, StageShare, TableUse
+from netpath.measure.station import Station
+from netpath.model import nonce as layout
+from netpath.model.index import SnapshotIndex
+from netpath.model.packet import Flow
+from netpath.model.path import Completeness, Path, Prediction, Trace
+from netpath.model.snapshot import Snapshot
+from netpath.predict import predict, predict_reply
+from netpath.probe.injector import Injector, UnreachableError
+from netpath.trace import session as tracing
+from netpath.trace.assemble import Scene, forward_paths, probe_cost, return_paths
+from netpath.trace.correlate import FlowKey, Journey, Leg, correlate
+from netpath.trace.observe import Observer
+from netpath.trace.request import TraceRequest
+from netpath.trace.stats import quantile, summarise
+
+if TYPE_CHECKING:
+    from netpath.endpoints import Endpoint
+
+Progress = Callable[[str], None]
+Tick = Callable[[int, int], None]
+LEAST_ROUNDS = 20
+"""Rounds before a measurement may end early: an interval of fewer values is not worth much."""
+EVALUATING = "evaluating what was seen"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Where probes of a series go, and who sends them."""
+
+    flow: Flow
+    prediction: Prediction
+    injector: Injector
+
+
+def run(request: MeasureRequest, *, progress: Progress = lambda text: None, tick: Tick = lambda done, total: None) -> Measurement:
+    """Measure as asked. `tick` is called with probes sent and planned.
+
+    Raises UsageError, MissingError, InconclusiveError (no room for new flows) and NetpathError (no way to the destination).
+    """
+    asked = TraceRequest(
+        request.source,
+        request.destination,
+        request.protocol,
+        request.sport,
+        df=request.df,
+        ttl=request.ttl,
+        round_trip=request.round_trip,
+        ring_bytes=request.ring_bytes,
+    )
+    protocol = tracing.chosen_protocol(asked)
+    tracing.check_buffer(request.ring_bytes)
+    sizes = plan.sizes(request, protocol)
+    plan.flows(request, protocol)
+    with ExitStack() as stack:
+        from netpath import discover
+
+        # The worker is waited for before the tracer it loads is closed.
+        tracer = stack.enter_context(Tracer(ring_bytes=request.ring_bytes))
+        workers = stack.enter_context(ThreadPoolExecutor(1))
+        loading = workers.submit(tracer.load)
+        injector = stack.enter_context(Injector())
+        if protocol != "udp":
+            injector.preload()
+        progress(tracing.DISCOVERY)
+        snapshot = discover.take()
+        source, destination, flow = tracing.aim(replace(asked, size=max(sizes[0], layout.MINIMUM_PAYLOAD)), protocol, snapshot)
+        snapshot = discover.with_conntrack(snapshot, flow)
+        index = SnapshotIndex(snapshot)
+        base, nonce = layout.new_tcp_base(), layout.new_nonce()
+        way = _way(injector, flow, request.source, snapshot, index, nonce, base)
+        flow = way.flow
+        ways = {plan.PATH: way}
+        baseline = Baseline(False, "switched off")
+        if request.baseline:
+            found = baselines.find(way.prediction, index, flow.family)
+            if isinstance(found, str):
+                baseline = Baseline(False, found)
+            else:
+                ways[plan.UNDERLAY] = _underlay(found, flow, stack, snapshot, index, nonce, base)
+                names = [index.netns_ref(inode).name for inode in (found.source, found.destination)]
+                baseline = Baseline(True, None, names[0], names[1], found.source_address, found.address)
+        planned = plan.series(request, protocol, baseline=baseline.applies)
+        if not loading.done():
+            progress(tracing.LOADING)
+        loading.result()
+        progress(tracing.ARMING)
+        warm_ups = len(planned)
+        total = warm_ups + (request.count + plan.bursts(request, planned)) * len(planned)
+        tracing.arm(
+            tracer,
+            nonce,
+            [(each.prediction, each.flow) for each in ways.values()],
+            snapshot,
+            index,
+            count=total,
+            tcp_base=base if protocol == "tcp" else None,
+            payload=sizes[0] if len(sizes) == 1 else None,
+        )
+        tracer.self_check()
+        _pin([each.injector for each in ways.values()])
+        crossed = _files(tuple(ways.values()), index)
+        before = headroom.read(crossed)
+        new = sum(each.flow == plan.NEW for each in planned)
+        rate, slowed = request.rate, None
+        if new:
+            share = new / len(planned)
+            allowed, slowed = headroom.allowed_rate(
+                before, new * (request.count + plan.bursts(request, planned) + 1), request.rate * share, protocol
+            )
+            rate = min(request.rate, allowed / share)
+        runner = _Runner(request, tracer, ways, planned, index, rate, crossed if new else {}, tick)
+        progress(tracing.SENDING)
+        runner.warm_up()
+        stopped = runner.run()
+        after = {table.netns: table for table in headroom.read(crossed)}
+        journeys = runner.journeys
+        mine = [journey for each in planned if each.way == plan.PATH for journey in journeys[each.number]]
+        prediction = way.prediction
+        if tracing.strayed(mine, prediction, index):
+            snapshot = tracing.warmed(snapshot, mine)
+            index = SnapshotIndex(snapshot)
+            ways = {name: replace(each, prediction=predict(snapshot, each.flow, index=index)) for name, each in ways.items()}
+        progress(EVALUATING)
+        notes = [slowed] if slowed else []
+        if stopped == "conntrack":
+            notes.append("stopped early: the conntrack table on the way has no room for more new flows")
+        return _measurement(
+            request,
+            runner,
+            ways,
+            _Found(snapshot, index, baseline, stopped, rate, tuple(notes)),
+            conntrack=tuple(
+                TableUse(table.netns, table.count, after[table.netns].count, table.limit)
+                for table in before
+                if table.netns in after
+            ),
+            ends=(source, destination),
+        )
+
+
+def _way(injector: Injector, flow: Flow, source: str, snapshot: Snapshot, index: SnapshotIndex, nonce: int, base: int) -> Way:
+    entered = tracing.enter(injector, flow, source, index, nonce, base)
+    if isinstance(entered, UnreachableError):
+        raise NetpathError(f"{entered}; netpath trace shows what its kernel says")
+    flow = replace(flow, src=entered.source, sport=entered.sport)
+    return Way(flow, predict(snapshot, flow, index=index), injector)
+
+
+def _underlay(
+    found: baselines.Underlay, flow: Flow, stack: ExitStack, snapshot: Snapshot, index: SnapshotIndex, nonce: int, base: int
+) -> Way:
+    """Starts the receiver on the destination's node and a sender on the source's."""
+    dport = None
+    if flow.dport is not None:
+        path = tracing.entry(index, found.destination)
+        if path is None:
+            raise NetpathError(
+                f"{index.netns_ref(found.destination).name}: no file or process leads into the node's namespace any more"
+            )
+        station = stack.enter_context(Station(path, found.address))
+        dport = station.udp if flow.protocol == "udp" else station.tcp
+    injector = stack.enter_context(Injector())
+    if flow.protocol != "udp":
+        injector.preload()
+    host = replace(flow, netns=found.source, dst=found.address, src=found.source_address, sport=None, dport=dport, mark=0)
+    return _way(injector, host, "the baseline", snapshot, index, nonce, base)
+
+
+def _pin(injectors: Sequence[Injector]) -> None:
+    """All senders on one core, so that no way is measured on another than its neighbour; this process stays off it if it can."""
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) < 2:
+        return
+    for injector in injectors:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(injector.pid, {allowed[-1]})
+
+
+def _files(ways: Collection[Way], index: SnapshotIndex) -> dict[str, str]:
+    """Name to file of the namespaces on the predicted ways."""
+    inodes = {way.flow.netns for way in ways} | {
+        hop.netns.inode for way in ways for path in way.prediction.paths for hop in path.hops
+    }
+    return {index.netns_ref(inode).name: path for inode in sorted(inodes) if (path := tracing.entry(index, inode))}
+
+
+class _Runner:
+    """Sends in bursts, empties the buffer between them, and keeps what became of every probe.
+
+    In a burst probes follow one another at once, as packets of busy applications do; a probe that comes after a pause pays for a
+    core that has slept and for caches that others have used. The first round of a burst wakes them and is not counted.
+    """
+
+    def __init__(
+        self,
+        request: MeasureRequest,
+        tracer: Tracer,
+        ways: Mapping[str, Way],
+        planned: Sequence[Series],
+        index: SnapshotIndex,
+        rate: float,
+        watched: Mapping[str, str],
+        tick: Tick,
+    ) -> None:
+        self.request, self.tracer, self.planned = request, tracer, planned
+        self._ways, self._index, self._rate, self._watched, self._tick = ways, index, rate, watched, tick
+        self._next = 1
+        self.journeys: dict[int, list[Journey]] = defaultdict(list)
+        self.delivered: dict[int, list[float]] = defaultdict(list)
+        """One-way times by series, as they came."""
+
+    def warm_up(self) -> None:
+        """One probe of every series, one after the other, none counted: ARP, caches, the flow's conntrack entry."""
+        for each in self.planned:
+            observer = Observer(self.tracer, round_trip=self.request.round_trip)
+            self._send(observer, each)
+            observer.until([self._next - 1], min(tracing.WARM_UP_SECONDS, self.request.timeout))
+            observer.settle()
+
+    def run(self) -> str:
+        """Send everything; why it ended (`Measurement.stopped`)."""
+        request = self.request
+        rounds = list(plan.rounds(self.planned, request.count))
+        step = plan.burst_rounds(self.planned, ring_bytes=request.ring_bytes, round_trip=request.round_trip)
+        total, done = len(rounds) * len(self.planned), 0
+        self._tick(done, total)
+        for start in range(0, len(rounds), step):
+            if self._watched and any(headroom.exhausted(table) for table in headroom.read(self._watched)):
+                return "conntrack"
+            burst = [each for turn in rounds[start : start + step] for each in turn]
+            began = time.monotonic()
+            self._burst(burst)
+            done += len(burst)
+            time.sleep(max(0.0, began + len(burst) / self._rate - time.monotonic()) if done < total else 0.0)
+            self._tick(done, total)
+            if request.precision is not None and start + step >= LEAST_ROUNDS and self._precise(request.precision):
+                return "precision" if done < total else "count"
+        return "count"
+
+    def _send(self, observer: Observer, each: Series) -> int:
+        number, self._next = self._next, self._next + 1
+        way = self._ways[each.way]
+        observer.send(way.injector, number, size=each.size, fresh=each.flow == plan.NEW)
+        return number
+
+    def _burst(self, burst: Sequence[Series]) -> None:
+        observer = Observer(self.tracer, round_trip=self.request.round_trip)
+        for each in self.planned:
+            self._send(observer, each)
+        sent = {self._send(observer, each): each for each in burst}
+        observer.until(sent, self.request.timeout)
+        observer.settle()
+        for journey in correlate(observer.events, self._index, sorted(sent), observer.send_errors):
+            number = sent[journey.sequence].number
+            self.journeys[number].append(journey)
+            taken = one_way(journey.forward)
+            if taken is not None:
+                self.delivered[number].append(taken)
+
+    def _precise(self, wanted: float) -> bool:
+        reached = [robust.precision(sorted(self.delivered[each.number])) for each in self.planned]
+        return all(value is not None and value <= wanted for value in reached)
+
+
+def one_way(leg: Leg) -> float | None:
+    """ns from a delivered probe's first device to its delivery, less what the events on the way cost it."""
+    if leg.outcome != "delivered" or leg.end is None or not leg.hops:
+        return None
+    first = leg.hops[0]
+    cost = sum(event.cost_ns for event in leg.marks if first.time_ns <= event.time_ns < leg.end.time_ns)
+    return leg.end.time_ns - first.time_ns - cost
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    snapshot: Snapshot
+    index: SnapshotIndex
+    baseline: Baseline
+    stopped: str
+    rate: float
+    notes: tuple[str, ...]
+
+
+def _measurement(
+    request: MeasureRequest,
+    runner: _Runner,
+    ways: Mapping[str, Way],
+    found: _Found,
+    *,
+    conntrack: tuple[TableUse, ...],
+    ends: tuple[Endpoint, Endpoint],
+) -> Measurement:
+    results: list[SeriesResult] = []
+    paths: dict[str, list[tuple[int, Path]]] = {plan.PATH: [], plan.UNDERLAY: []}
+    for each in runner.planned:
+        result, taken = _series(each, runner, ways[each.way], found, round_trip=request.round_trip)
+        results.append(result)
+        paths[each.way] += [(each.number, path) for path in taken]
+    reasons = _reasons(runner.tracer, found)
+    completeness = Completeness(
+        "PARTIAL" if reasons else "COMPLETE", runner.tracer.lost, runner.tracer.missing_hooks, tuple(reasons)
+    )
+
+    def trace(way: str) -> Trace:
+        mine = [journey for each in runner.planned if each.way == way for journey in runner.journeys[each.number]]
+        outcomes = {journey.forward.outcome for journey in mine}
+        chosen = tuple(path for _, path in paths[way])
+        prediction = ways[way].prediction
+        return Trace(
+            outcome=outcomes.pop() if len(outcomes) == 1 else "mixed",
+            paths=chosen,
+            prediction=prediction,
+            completeness=completeness,
+            path_mtu=prediction.path_mtu,
+            probe_cost=probe_cost(mine),
+            round_trip_ns=summarise(tracing.round_trips(mine)) if request.round_trip else None,
+            sent=len(mine),
+            notes=(*found.notes, *tracing.problems(found.index, chosen)),
+        )
+
+    return Measurement(
+        trace=trace(plan.PATH),
+        path_series=tuple(number for number, _ in paths[plan.PATH]),
+        underlay=trace(plan.UNDERLAY) if plan.UNDERLAY in ways else None,
+        underlay_series=tuple(number for number, _ in paths[plan.UNDERLAY]),
+        series=tuple(results),
+        comparisons=_comparisons(runner, results, ways[plan.PATH].prediction),
+        baseline=found.baseline,
+        conntrack=conntrack,
+        stopped=found.stopped,
+        rate=found.rate,
+        snapshot=found.snapshot,
+        index=found.index,
+        flow=ways[plan.PATH].flow,
+        source=ends[0],
+        destination=ends[1],
+    )
+
+
+def _reasons(tracer: Tracer, found: _Found) -> list[str]:
+    reasons = [f"{tracer.lost} events were lost: the buffer was full"] if tracer.lost else []
+    reasons += [f"hook not available: {name}" for name in tracer.missing_hooks]
+    return reasons + ([found.notes[-1]] if found.stopped == "conntrack" else [])
+
+
+def _series(each: Series, runner: _Runner, way: Way, found: _Found, *, round_trip: bool) -> tuple[SeriesResult, tuple[Path, ...]]:
+    journeys = runner.journeys[each.number]
+    times = sorted(runner.delivered[each.number])
+    limit = robust.fence(times)
+    kept = [journey for journey in journeys if limit is None or (one_way(journey.forward) or 0.0) <= limit]
+    paths = _paths(each, kept, way, found, round_trip=round_trip)
+    first = next((path for path in paths if path.direction == "forward"), None)
+    main = first if first is not None and first.outcome == "delivered" else None
+    inside = [journey.forward for journey in kept if one_way(journey.forward) is not None]
+    above = [value for value in times if limit is not None and value > limit]
+    overhead = main.overhead if main is not None and main.overhead is not None else None
+    result = SeriesResult(
+        way=each.way,
+        flow=each.flow,
+        size=each.size,
+        probes=len(journeys),
+        outcomes=dict(sorted(Counter(journey.forward.outcome for journey in journeys).items())),
+        one_way_ns=summarise([one_way(leg) or 0.0 for leg in inside], [_raw(leg) for leg in inside]),
+        p50_ci95=robust.median_interval(times),
+        p50_all=quantile(times, 0.5) if times else None,
+        p99_all=quantile(times, 0.99) if times else None,
+        outliers=Outliers(len(above), limit, max(above, default=None)),
+        histogram=robust.histogram(times, limit),
+        ip_length=first.hops[0].ip_length if first is not None and first.hops else None,
+        encap_bytes=overhead["encap"]["bytes"] if overhead else None,
+        translations=overhead["nat"]["translations"] if overhead else None,
+        crossings=overhead["userspace"]["crossings"] if overhead else None,
+        stages=stage_shares(main) if main is not None else (),
+        round_trip_ns=summarise(tracing.round_trips(kept)) if round_trip else None,
+    )
+    return result, paths
+
+
+def _raw(leg: Leg) -> float:
+    assert leg.end is not None
+    return leg.end.time_ns - leg.hops[0].time_ns
+
+
+def _paths(each: Series, journeys: Sequence[Journey], way: Way, found: _Found, *, round_trip: bool) -> tuple[Path, ...]:
+    flow, snapshot, index = way.flow, found.snapshot, found.index
+    if each.flow == plan.NEW:
+        # Every probe has a source port of its own: what a socket sent is not compared with one port.
+        flow, sent = replace(flow, sport=None), None
+    else:
+        ports = (flow.sport, flow.dport) if flow.protocol in ("udp", "tcp") else (None, None)
+        sent = FlowKey(flow.src, flow.dst, *ports) if flow.src is not None else None
+    scene = Scene(index, sent=sent)
+    forward = forward_paths(journeys, way.prediction, scene)
+    if any(path.translations for path in forward):
+        from netpath import discover
+
+        scene = replace(scene, conntrack=tracing.bindings(discover.with_conntrack(snapshot, flow)))
+        forward = forward_paths(journeys, way.prediction, scene)
+    if not round_trip:
+        return forward
+    return forward + return_paths(journeys, way.prediction, lambda path: predict_reply(snapshot, flow, path, index=index), scene)
+
+
+def stage_shares(path: Path) -> tuple[StageShare, ...]:
+    """The stages of a delivered path, each once, by time; what passes after the last device is stage `socket`."""
+    spent: dict[str, float] = defaultdict(float)
+    for stage in path.stages:
+        if stage.ns is not None:
+            spent[stage.stage] += stage.ns.mean
+    # Where stages end at the last device, what follows is the way up to the socket.
+    total = path.overhead["one_way_ns"].mean if path.overhead and path.overhead["one_way_ns"] else sum(spent.values())
+    rest = total - sum(spent.values())
+    if rest > 0:
+        spent["socket"] += rest
+    ordered = sorted(spent.items(), key=lambda item: -item[1])
+    return tuple(StageShare(name, value, value / total if total else 0.0) for name, value in ordered)
+
+
+def _comparisons(runner: _Runner, results: Sequence[SeriesResult], prediction: Prediction) -> tuple[Comparison, ...]:
+    found = []
+    for mine, result in zip(runner.planned, results, strict=True):
+        twin = next(
+            (each for each in runner.planned if (each.way, each.flow, each.size) == (plan.UNDERLAY, mine.flow, mine.size)), None
+        )
+        if mine.way != plan.PATH or twin is None:
+            continue
+        ours, theirs = sorted(runner.delivered[mine.number]), sorted(runner.delivered[twin.number])
+        if not ours or not theirs:
+            continue
+        intervals = robust.compared(ours, theirs)
+        path_ns, underlay_ns = quantile(ours, 0.5), quantile(theirs, 0.5)
+        mtu = prediction.path_mtu
+        added = result.encap_bytes
+        found.append(
+            Comparison(
+                flow=mine.flow,
+                size=mine.size,
+                path_ns=path_ns,
+                underlay_ns=underlay_ns,
+                extra_ns=path_ns - underlay_ns,
+                extra_ci95=intervals[0] if intervals else None,
+                ratio=path_ns / underlay_ns,
+                ratio_ci95=intervals[1] if intervals else None,
+                encap_bytes=added,
+                bytes_of_probe=added / result.ip_length if added is not None and result.ip_length else None,
+                bytes_of_full=added / mtu.ip if added is not None and mtu is not None else None,
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,199 @@
+"""Measurements as text: what it costs first, then the figures it comes from."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from tabulate import tabulate
+
+from netpath.measure.plan import PATH
+from netpath.measure.result import Comparison, Measurement, SeriesResult, StageShare
+from netpath.measure.robust import Histogram, Interval
+from netpath.render.hops import packet, translation_lines
+from netpath.render.text import Screen, clean, duration, fold
+
+_BARS = "▁▂▃▄▅▆▇█"
+_OUTCOMES = {"delivered": "good", "rejected": "warn", "dropped": "bad", "lost": "bad", "mixed": "warn"}
+
+
+class Bar:
+    """How far a run is, on stderr, on a terminal only; gone when the block ends."""
+
+    WIDTH = 30
+    PAUSE = 0.1
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._shown = 0.0
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if not self._terminal or (now - self._shown < self.PAUSE and done < total):
+            return
+        self._shown = now
+        filled = self.WIDTH * done // max(total, 1)
+        self._write(f"\r{'█' * filled}{'░' * (self.WIDTH - filled)} {done} of {total} probes ")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._terminal and self._shown:
+            self._write("\r\x1b[K")
+
+    @staticmethod
+    def _write(text: str) -> None:
+        with contextlib.suppress(OSError, UnicodeEncodeError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+def bars(histogram: Histogram | None) -> str:
+    """A distribution in as many characters as it has bins; a bin that holds anything shows."""
+    if histogram is None:
+        return ""
+    most = max(histogram.counts)
+    last = len(_BARS) - 1
+    return "".join(" " if count == 0 else _BARS[round(last * count / most)] for count in histogram.counts)
+
+
+def _span(interval: Interval | None, *, plain: bool = False) -> str:
+    if interval is None:
+        return ""
+    low, high = (f"{value:.2f}" if plain else duration(value) for value in interval)
+    return f" [{low}, {high}]"
+
+
+def headline(comparison: Comparison, measurement: Measurement) -> str:
+    """``established flow, 64 bytes: +5.62 µs one way, 1.30x underlay; +50 bytes = 3.4 % of a 1,450-byte packet``."""
+    extra = ("+" if comparison.extra_ns >= 0 else "-") + duration(abs(comparison.extra_ns))
+    text = (
+        f"{_flow(comparison.flow)}, {comparison.size} bytes: {extra} one way{_span(comparison.extra_ci95)}, "
+        f"{comparison.ratio:.2f}x underlay{_span(comparison.ratio_ci95, plain=True)}"
+    )
+    added = comparison.encap_bytes
+    if added:
+        kind = encapsulation(measurement)
+        text += f"; {kind + ' ' if kind else ''}+{added} bytes"
+        mtu = measurement.trace.path_mtu
+        if comparison.bytes_of_full is not None and mtu is not None:
+            text += f" = {comparison.bytes_of_full:.1%} of a {mtu.ip:,}-byte packet"
+        if comparison.bytes_of_probe is not None:
+            text += f", {comparison.bytes_of_probe:.0%} of this one"
+    elif added == 0:
+        text += "; no bytes added"
+    return text
+
+
+def encapsulation(measurement: Measurement) -> str:
+    """What wraps the packets, as the stages say: ``vxlan``."""
+    kinds = [
+        str(stage.detail["kind"])
+        for path in measurement.trace.paths
+        for stage in path.stages
+        if stage.stage == "encap" and "kind" in stage.detail
+    ]
+    return clean(kinds[0]) if kinds else ""
+
+
+def _flow(flow: str) -> str:
+    return {"new": "new flows", "established": "established flow"}.get(flow, flow)
+
+
+def stage_line(stages: Sequence[StageShare]) -> str:
+    """``bridge 4.10 µs (41 %), encap 1.90 µs (19 %)``, longest first."""
+    return ", ".join(f"{clean(each.stage)} {duration(each.ns)} ({each.share:.0%})" for each in stages)
+
+
+def series_table(series: Sequence[SeriesResult], *, wide: bool) -> str:
+    columns = ["FLOW", "SIZE", "WAY", "ARRIVED", "P50", "95 %", "MEAN", "P99", "OUTLIERS"]
+    if any(each.round_trip_ns for each in series):
+        columns.append("ROUND TRIP P50")
+    if wide:
+        columns += ["MIN", "P90", "MAX", "DISTRIBUTION"]
+    rows = []
+    for each in series:
+        stats, histogram = each.one_way_ns, each.histogram
+        top = histogram.start + histogram.width * len(histogram.counts) if histogram else 0.0
+        shown = f"{duration(histogram.start)} {bars(histogram)} {duration(top)}" if histogram else ""
+        cells = {
+            "FLOW": each.flow,
+            "SIZE": str(each.size),
+            "WAY": each.way,
+            "ARRIVED": f"{each.outcomes.get('delivered', 0)}/{each.probes}",
+            "P50": duration(each.p50_all) if each.p50_all is not None else "",
+            "95 %": _span(each.p50_ci95).strip(),
+            "MEAN": duration(stats.mean) if stats else "",
+            "P99": duration(each.p99_all) if each.p99_all is not None else "",
+            "OUTLIERS": str(each.outliers.count),
+            "ROUND TRIP P50": duration(each.round_trip_ns.p50) if each.round_trip_ns else "",
+            "MIN": duration(stats.min) if stats else "",
+            "P90": duration(stats.p90) if stats else "",
+            "MAX": duration(each.outliers.max_ns or stats.max) if stats else "",
+            "DISTRIBUTION": shown,
+        }
+        rows.append([cells[column] for column in columns])
+    right = ("SIZE", "ARRIVED", "P50", "MEAN", "P99", "OUTLIERS", "ROUND TRIP P50", "MIN", "P90", "MAX")
+    aligned = ["right" if column in right else "left" for column in columns]
+    return tabulate(rows, headers=columns, tablefmt="plain", colalign=aligned, disable_numparse=True)
+
+
+def measurement_text(measurement: Measurement, screen: Screen, *, wide: bool = False) -> str:
+    """What `netpath measure` shows."""
+    trace, baseline = measurement.trace, measurement.baseline
+    lines: list[str] = []
+    shown = next((packet(path.hops[0].headers) for path in trace.paths if path.direction == "forward" and path.hops), "")
+    lines.append(screen.style(f"measured: {shown}" if shown else "measured: nothing left the source", "head"))
+    if baseline.applies:
+        ends = f"{clean(baseline.source or '')} {baseline.source_address} > {clean(baseline.destination or '')} {baseline.address}"
+        lines += fold(f"underlay: {ends}, the nodes' own sockets, interleaved", screen.width, rest="  ")
+    else:
+        lines += fold(f"no baseline: {clean(baseline.reason or '')}", screen.width, rest="  ")
+    lines.append("")
+    for comparison in measurement.comparisons:
+        lines += fold(headline(comparison, measurement), screen.width, rest="  ")
+    if measurement.comparisons:
+        lines.append("")
+    lines += [series_table(measurement.series, wide=wide), ""]
+    lines += _stages(measurement, screen)
+    first = next((path for path in trace.paths if path.direction == "forward"), None)
+    if first is not None and first.translations:
+        lines += ["translations:", *translation_lines(first.translations, screen.width)]
+    if any(each.outliers.count for each in measurement.series):
+        text = "outliers lie more than 3 interquartile ranges above the third quartile; they count in P50 and P99, and not in MEAN and stages"
+        lines += [screen.style(line, "dim") for line in fold(text, screen.width, rest="  ")]
+    if trace.probe_cost.ns_per_event is not None:
+        lines.append(f"probe cost: {duration(trace.probe_cost.ns_per_event)} an event, taken out of the times above")
+    for note in trace.notes:
+        lines += fold(f"note: {clean(note)}", screen.width, rest="  ")
+    if wide:
+        for table in measurement.conntrack:
+            lines.append(f"conntrack in {clean(table.netns)}: {table.before} entries before, {table.after} after, of {table.limit}")
+    if trace.completeness.verdict != "COMPLETE":
+        text = f"PARTIAL: {'; '.join(clean(reason) for reason in trace.completeness.reasons)}"
+        lines += [screen.style(line, "warn") for line in fold(text, screen.width, rest="  ")]
+    return "\n".join([*lines, _verdict(measurement, screen)]) + "\n"
+
+
+def _stages(measurement: Measurement, screen: Screen) -> list[str]:
+    lines: list[str] = []
+    for each in measurement.series:
+        if each.stages:
+            title = f"{_flow(each.flow)}, {each.size} bytes, {each.way}: "
+            lines += fold(title + stage_line(each.stages), screen.width, rest="  ")
+    return [screen.style("where the mean goes", "head"), *lines, ""] if lines else []
+
+
+def _verdict(measurement: Measurement, screen: Screen) -> str:
+    trace = measurement.trace
+    outcome = screen.style(trace.outcome, _OUTCOMES.get(trace.outcome, "warn"))
+    ended = {"precision": "; ended early, as precise as asked", "conntrack": "; ended early, no room in conntrack"}
+    sent = sum(each.probes for each in measurement.series if each.way == PATH)
+    way = "NOT as predicted" if trace.diverged else "as predicted"
+    if trace.prediction.outcome == "uncertain":
+        way = "which could not be predicted"
+    return f"verdict: {sent} probes {outcome}, {way}{ended.get(measurement.stopped, '')}; {trace.completeness.verdict}"
