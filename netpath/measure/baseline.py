@@ -26,13 +26,14 @@ class Underlay:
 
 def find(prediction: Prediction, index: SnapshotIndex, family: int) -> Underlay | str:
     """The underlay between the nodes of a predicted path's ends; where there is none a line that says why."""
-    path = next((each for each in prediction.paths if each.outcome == "delivered" and each.hops), None)
-    if path is None or path.delivery is None:
+    path = next((each for each in prediction.paths if each.outcome in ("delivered", "rejected") and each.hops), None)
+    if path is None:
         return "no way to the destination is predicted, so that the nodes are not known"
-    start, end = node_of(index, path.hops[0].netns.inode), node_of(index, path.delivery.netns.inode)
+    start = node_of(index, path.hops[0].netns.inode)
+    end = node_of(index, (path.delivery.netns if path.delivery is not None else path.hops[-1].netns).inode)
     if start is None:
         return "the source's node is not on this machine"
-    if path.delivery.to == "wire" or end is None:
+    if end is None or (path.delivery is not None and path.delivery.to == "wire"):
         return "the destination's node is not on this machine"
     if start == end:
         return "source and destination are on one node: there is no network between them to compare with"

@@ -158,7 +158,7 @@ def _head(document_kind: str, request: Check) -> Shape:
     }
 
 
-def _request(*, trace: bool) -> Check:
+def _request(*, trace: bool, measured: bool = False) -> Check:
     shape: Shape = {
         "source": must(ENDPOINT),
         "destination": must(ENDPOINT),
@@ -171,10 +171,12 @@ def _request(*, trace: bool) -> Check:
     }
     if trace:
         shape |= {"count": must(INT), "interval": must(NUMBER), "round_trip": must(BOOL)}
+    if measured:
+        shape |= {"rate": must(NUMBER), "flow": maybe(word("new", "established", "both")), "precision": maybe(NUMBER)}
     return obj(shape)
 
 
-def _path(*, trace: bool) -> Check:
+def _path(*, trace: bool, measured: bool = False) -> Check:
     statuses = ("observed", "missing", "unexpected", "unprobed") if trace else ("predicted", "uncertain")
     delivery: Shape = {"netns": must(NETNS), "to": must(TEXT), "process": maybe(TEXT)}
     hop: Shape = {
@@ -222,6 +224,8 @@ def _path(*, trace: bool) -> Check:
             "one_way_ns": maybe(STATS),
         }
         whole |= {"probes": must(INT), "overhead": must(obj(overhead))}
+    if measured:
+        whole |= {"series": must(INT)}
     return obj(whole | {"hops": must(many(obj(hop))), "stages": must(many(obj(stage))), "delivery": maybe(obj(delivery))})
 
 
@@ -240,11 +244,12 @@ PATH = obj(
         "path_mtu": maybe(PATH_MTU),
     }
 )
-TRACE = obj(
-    _head("Trace", _request(trace=True))
-    | {
+
+
+def _trace(*, measured: bool = False) -> Shape:
+    return _head("Trace", _request(trace=True, measured=measured)) | {
         "outcome": must(word("delivered", "rejected", "dropped", "lost", "mixed")),
-        "paths": must(many(_path(trace=True))),
+        "paths": must(many(_path(trace=True, measured=measured))),
         "prediction": must(PREDICTION),
         "round_trip_ns": where(STATS),
         "path_mtu": maybe(PATH_MTU),
@@ -253,6 +258,59 @@ TRACE = obj(
         "sent": must(INT),
         "notes": must(many(TEXT)),
         "timings_ms": must(obj({}, more=True)),
+    }
+
+
+TRACE = obj(_trace())
+_SERIES = obj(
+    {
+        "way": must(word("path", "underlay")),
+        "flow": must(word("new", "established")),
+        "size": must(INT),
+        "probes": must(INT),
+        "outcomes": must(obj({}, more=True)),
+        "one_way_ns": maybe(STATS),
+        "p50_ci95": maybe(_interval),
+        "p50_all": maybe(NUMBER),
+        "p99_all": maybe(NUMBER),
+        "outliers": must(obj({"count": must(INT), "above_ns": maybe(NUMBER), "max_ns": maybe(NUMBER)})),
+        "histogram": maybe(obj({"start": must(NUMBER), "width": must(NUMBER), "counts": must(many(INT)), "above": must(INT)})),
+        "ip_length": maybe(INT),
+        "encap_bytes": maybe(INT),
+        "translations": maybe(INT),
+        "crossings": maybe(INT),
+        "stages": must(many(obj({"stage": must(TEXT), "ns": must(NUMBER), "share": must(NUMBER)}))),
+        "round_trip_ns": where(STATS),
+    }
+)
+_COMPARISON = obj(
+    {
+        "flow": must(word("new", "established")),
+        "size": must(INT),
+        **{name: must(NUMBER) for name in ("path_ns", "underlay_ns", "extra_ns", "ratio")},
+        "extra_ci95": maybe(_interval),
+        "ratio_ci95": maybe(_interval),
+        "encap_bytes": maybe(INT),
+        "bytes_of_probe": maybe(NUMBER),
+        "bytes_of_full": maybe(NUMBER),
+    }
+)
+_BASELINE = obj(
+    {
+        "applies": must(BOOL),
+        **{name: maybe(TEXT) for name in ("reason", "source", "destination", "source_address", "address")},
+        "paths": where(many(_path(trace=True, measured=True))),
+    }
+)
+MEASUREMENT = obj(
+    _trace(measured=True)
+    | {
+        "series": must(many(_SERIES)),
+        "comparisons": must(many(_COMPARISON)),
+        "baseline": must(_BASELINE),
+        "conntrack": must(many(obj({"netns": must(TEXT), "before": must(INT), "after": must(INT), "limit": must(INT)}))),
+        "stopped": must(word("count", "precision", "conntrack")),
+        "rate": must(NUMBER),
     }
 )
 INVENTORY = obj(

@@ -1,0 +1,198 @@
+"""Measurements on real labs: what is counted can be counted there, what is compared was sent."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from netpath import lab
+from netpath.measure import headroom
+from netpath.measure.plan import MeasureRequest
+from netpath.measure.result import Measurement
+from netpath.measure.session import run
+from tests.cli import contract
+from tests.cli.command import netpath, one_line
+
+pytestmark = [pytest.mark.root, pytest.mark.ebpf]
+
+
+@pytest.fixture(scope="module")
+def labs() -> Iterator[dict[str, lab.Lab]]:
+    with ExitStack() as stack:
+        yield {
+            mode: stack.enter_context(
+                lab.running(mode, f"npt{secrets.token_hex(3)}", pods_per_node=2 if mode.endswith("vxlan") else 1)
+            )
+            for mode in ("flannel-vxlan", "flannel-hostgw")
+        }
+
+
+def measured(made: lab.Lab, *words: str, to: str = "pod2a", port: int | None = 7777, code: int = 0) -> dict[str, Any]:
+    target = made.pod(to).label + (f":{port}" if port else "")
+    done = netpath("measure", made.pod("pod1a").label, target, *words, "-o", "json", timeout=100)
+    assert (done.code, done.err) == (code, ""), (done.code, done.err)
+    contract.check(done.document, contract.MEASUREMENT)
+    return done.document
+
+
+def in_process(made: lab.Lab, **more: Any) -> Measurement:
+    settings = {"protocol": "udp", "count": 20, "rate": 2000.0, **more}
+    return run(MeasureRequest(made.pod("pod1a").label, f"{made.pod('pod2a').label}:7777", **settings))
+
+
+@pytest.mark.parametrize(("mode", "added"), [("flannel-vxlan", 50), ("flannel-hostgw", 0)])
+def test_a_path_beside_its_underlay(labs: dict[str, lab.Lab], mode: str, added: int) -> None:
+    made = labs[mode]
+    document = measured(made, "--udp", "--count", "30", "--size", "64,1400", "--rate", "2000", "--round-trip")
+    assert document["outcome"] == "delivered" and document["stopped"] == "count"
+    assert [(each["flow"], each["size"]) for each in document["comparisons"]] == [
+        (flow, size) for flow in ("established", "new") for size in (64, 1400)
+    ]
+    for each in document["comparisons"]:
+        assert (
+            each["encap_bytes"] == added
+            and each["ratio"] > 1
+            and each["ratio"] == pytest.approx(each["path_ns"] / each["underlay_ns"], rel=1e-3)
+        )
+        assert each["ratio_ci95"][0] <= each["ratio"] <= each["ratio_ci95"][1]
+        assert each["bytes_of_probe"] == pytest.approx(added / (each["size"] + 28), abs=1e-3)
+        assert each["bytes_of_full"] == pytest.approx(added / document["path_mtu"]["ip"], abs=1e-3)
+    assert [each["way"] for each in document["series"]] == ["path"] * 4 + ["underlay"] * 4
+    for each in document["series"]:
+        assert each["probes"] == 30 and each["outcomes"] == {"delivered": 30}
+        assert each["ip_length"] == each["size"] + 28
+        assert each["one_way_ns"]["count"] + each["outliers"]["count"] == 30
+        assert sum(each["histogram"]["counts"]) + each["histogram"]["above"] == 30
+        assert sum(share["share"] for share in each["stages"]) == pytest.approx(1, abs=0.02)
+        assert each["round_trip_ns"]["p50"] > each["one_way_ns"]["p50"]
+        assert ("encap" in {share["stage"] for share in each["stages"]}) == (each["way"] == "path" and added > 0)
+    baseline = document["baseline"]
+    assert (baseline["source"], baseline["address"]) == (made.node("node1").netns, made.node("node2").address)
+    assert baseline["source_address"] == made.node("node1").address
+    for path in baseline["paths"]:
+        ends = path["hops"][0]["netns"]["name"], path["hops"][-1]["netns"]["name"]
+        expected = (made.node("node1").netns, made.node("node2").netns)
+        assert ends == (expected if path["direction"] == "forward" else expected[::-1])
+        assert {hop["status"] for hop in path["hops"]} == {"observed"}
+    for path in [*document["paths"], *baseline["paths"]]:
+        series = document["series"][path["series"]]
+        if path["direction"] == "forward":
+            assert path["overhead"]["one_way_ns"] == series["one_way_ns"]
+
+
+def test_new_flows_make_conntrack_entries_and_an_established_one_does_not(labs: dict[str, lab.Lab]) -> None:
+    made = labs["flannel-hostgw"]
+    node = made.node("node1").netns
+
+    def grown(*words: str) -> int:
+        document = measured(made, *words, "--udp", "--count", "40", "--rate", "2000", "--no-baseline")
+        return sum(table["after"] - table["before"] for table in document["conntrack"] if table["netns"] == node)
+
+    assert grown("--flow", "new") >= 40
+    assert grown("--flow", "established") <= 3
+
+
+def test_on_one_node_there_is_no_underlay(labs: dict[str, lab.Lab]) -> None:
+    document = measured(labs["flannel-vxlan"], "--icmp", "--count", "10", "--rate", "2000", to="pod1b", port=None)
+    assert document["baseline"]["applies"] is False and "one node" in document["baseline"]["reason"]
+    assert document["comparisons"] == [] and {each["way"] for each in document["series"]} == {"path"}
+
+
+@pytest.mark.parametrize(("words", "port"), [(["--tcp"], 7070), (["--icmp"], None)], ids=["tcp", "icmp"])
+def test_other_protocols(labs: dict[str, lab.Lab], words: list[str], port: int | None) -> None:
+    document = measured(labs["flannel-hostgw"], *words, "--count", "15", "--rate", "2000", port=port)
+    assert [each["flow"] for each in document["comparisons"]] == (["new"] if port else ["established", "new"])
+    assert all(each["outcomes"] == {"delivered": 15} for each in document["series"])
+
+
+def test_it_ends_when_the_medians_are_known_well_enough(labs: dict[str, lab.Lab]) -> None:
+    document = measured(
+        labs["flannel-hostgw"], "--udp", "--count", "2000", "--rate", "2000", "--precision", "60%", "--flow", "established"
+    )
+    assert document["stopped"] == "precision"
+    assert all(20 <= each["probes"] < 2000 for each in document["series"])
+    for each in document["series"]:
+        low, high = each["p50_ci95"]
+        assert (high - low) / 2 <= 0.7 * each["p50_all"]
+
+
+def test_a_refused_probe_has_no_time(labs: dict[str, lab.Lab]) -> None:
+    document = measured(labs["flannel-hostgw"], "--udp", "--count", "5", "--flow", "established", port=4, code=1)
+    # The kernel sends only so many ICMP errors a second; a probe that is refused without one counts as dropped.
+    assert document["outcome"] in ("rejected", "mixed") and document["comparisons"] == []
+    mine, host = document["series"]
+    assert (
+        set(mine["outcomes"]) <= {"rejected", "dropped"}
+        and sum(mine["outcomes"].values()) == 5
+        and mine["one_way_ns"] is None
+        and mine["p50_all"] is None
+    )
+    assert host["outcomes"] == {"delivered": 5}
+    text = netpath(
+        "measure", labs["flannel-hostgw"].pod("pod1a").label, f"{labs['flannel-hostgw'].pod('pod2a').label}:4", "--udp", "-c", "5"
+    )
+    assert text.code == 1 and "delivered" not in text.out.splitlines()[-1]
+
+
+def test_lost_events_make_it_partial(labs: dict[str, lab.Lab]) -> None:
+    """A page holds fewer events than one round of probes makes."""
+    document = measured(labs["flannel-vxlan"], "--udp", "--count", "5", "--buffer", "4096", "--timeout", "0.05", code=4)
+    assert document["completeness"]["verdict"] == "PARTIAL" and document["completeness"]["lost_events"] > 0
+
+
+def test_the_table(labs: dict[str, lab.Lab]) -> None:
+    made = labs["flannel-vxlan"]
+    done = netpath(
+        "measure", made.pod("pod1a").label, f"{made.pod('pod2a').label}:7777", "--udp", "-c", "25", "--rate", "2000", "-o", "wide"
+    )
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert lines[-1] == "verdict: 50 probes delivered, as predicted; COMPLETE"
+    (headline,) = [line for line in lines if line.startswith("established flow, 64 bytes: +")]
+    assert "x underlay [" in headline and "; vxlan +50 bytes = 3.4% of a 1,450-byte packet" in headline
+    assert any("▁" in line or "█" in line for line in lines)
+    assert any(line.startswith(f"conntrack in {made.node('node1').netns}: ") for line in lines)
+
+
+def test_a_full_conntrack_table_stops_it(labs: dict[str, lab.Lab], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table fills up while it runs: what is read of it after the first bursts says so."""
+    real, reads = headroom.read, 0
+
+    def read(paths: Any) -> tuple[headroom.Table, ...]:
+        nonlocal reads
+        reads += 1
+        found = real(paths)
+        return tuple(headroom.Table(each.netns, 95, 100) for each in found) if reads > 3 else found
+
+    monkeypatch.setattr(headroom, "read", read)
+    done = in_process(labs["flannel-hostgw"], count=100, flow="new")
+    assert done.stopped == "conntrack" and done.trace.completeness.verdict == "PARTIAL"
+    assert 0 < done.series[0].probes < 100
+    assert "conntrack" in done.trace.completeness.reasons[0]
+    # An established flow needs no further entries.
+    reads = 3
+    assert in_process(labs["flannel-hostgw"], count=5, flow="established").stopped == "count"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--tcp", "--size", "64"], "SYN"),
+        (["--tcp", "--flow", "established"], "SYN"),
+        (["--udp", "--size", "64,4"], "--size"),
+        (["--udp", "--size", "64,x"], "--size"),
+        (["--udp", "--size", ""], "--size"),
+        (["--udp", "--precision", "0"], "--precision"),
+        (["--udp", "--precision", "five"], "--precision"),
+        (["--udp", "--precision", "101%"], "--precision"),
+        (["--udp", "--buffer", "5000"], "--buffer"),
+        (["--udp", "--rate", "0"], "--rate"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_usage(words: list[str], says: str) -> None:
+    assert says in one_line(netpath("measure", "10.0.0.1", "10.0.0.2:53", *words), 2)
