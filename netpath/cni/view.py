@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -148,11 +149,33 @@ class NodeView:
 
     def chain(self, *prefixes: str) -> str | None:
         """A chain whose name begins so."""
-        return next((name for name in sorted(self.chains) if name.startswith(prefixes)), None)
+        names = self._chains_in_order
+        found = []
+        for prefix in prefixes:
+            at = bisect_left(names, prefix)
+            found += [name for name in names[at : at + 1] if name.startswith(prefix)]
+        return min(found, default=None)
+
+    @cached_property
+    def _chains_in_order(self) -> tuple[str, ...]:
+        return tuple(sorted(self.chains))
 
     def rule(self, *parts: str) -> str | None:
         """A rule with all these parts in its text."""
-        return next((line for line in self.rule_lines if all(part in line for part in parts)), None)
+        text, rarest = self._rule_text, max(parts, key=len)
+        # Line by line in Python this takes most of a recognition where there are 10,000 rules.
+        at = text.find(rarest)
+        while at >= 0:
+            end = text.index("\n", at)
+            line = text[text.rfind("\n", 0, at) + 1 : end]
+            if all(part in line for part in parts):
+                return line
+            at = text.find(rarest, end)
+        return None
+
+    @cached_property
+    def _rule_text(self) -> str:
+        return "".join(f"{line}\n" for line in self.rule_lines)
 
     # Routes and addresses
 
