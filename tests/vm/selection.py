@@ -1,0 +1,41 @@
+"""Which tests run on which kernel, in guests and (``python -m tests.vm``) natively: one list drives both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_EVERY_KERNEL = (
+    "tests/trace/test_live.py::test_every_hop_is_observed_as_predicted[4-udp]",
+    "tests/trace/test_live.py::test_every_hop_is_observed_as_predicted[4-tcp]",
+    "tests/trace/test_live.py::test_every_hop_is_observed_as_predicted[6-udp]",
+    "tests/trace/test_live.py::test_the_way_back_is_a_path_of_its_own",
+    "tests/trace/test_live.py::test_a_fault_is_found_where_it_is_and_was_predicted[missing FDB entry]",
+    "tests/trace/test_live.py::test_a_fault_is_found_where_it_is_and_was_predicted[strict rp_filter]",
+    "tests/trace/test_live.py::test_a_fault_is_found_where_it_is_and_was_predicted[missing route]",
+)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What one kernel runs."""
+
+    series: str
+    tests: tuple[str, ...]
+    """Files, or tests by their pytest ids."""
+    without: tuple[str, ...] = ()
+    """Words of ``-k`` that leave tests out."""
+    seconds: float = 600.0
+    """What its whole run may take, the boot included."""
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """For pytest."""
+        return (*self.tests, *(("-k", " and ".join(f"not {word}" for word in self.without)) if self.without else ()))
+
+
+SELECTIONS = (
+    # 50 pods and captures on every device say nothing about a kernel, and take minutes here.
+    Selection("6.1", ("tests/trace/test_live.py",), without=("50_pods", "tcpdump"), seconds=900),
+    Selection("5.10", _EVERY_KERNEL),
+    Selection("6.12", _EVERY_KERNEL),
+)
