@@ -1,6 +1,6 @@
-"""Flannel: one subnet per node, joined by a user-space tunnel (udp), VXLAN, VXLAN with DirectRouting, or plain routes (host-gw).
+"""Flannel: one subnet per node, joined by a user-space tunnel (udp), VXLAN, VXLAN with DirectRouting, IPIP, or routes (host-gw).
 
-Marks from flannel's backends (pkg/backend/{udp,vxlan,hostgw}) and traffic manager: the VXLAN device has VNI 1, UDP port 8472, no
+Marks from flannel's backends (pkg/backend/{udp,vxlan,ipip,hostgw}) and traffic manager: the VXLAN device has VNI 1, UDP port 8472, no
 learning, and the subnet's own network address as a /32; a peer's subnet is routed onlink over it to the peer's network address,
 with permanent neighbours and FDB entries. udp mode has a TUN device with the same address and one route for the whole network. All
 write /run/flannel/subnet.env and, with ip-masq, rules whose comment says flanneld.
@@ -84,7 +84,12 @@ def _overlay_of(view: NodeView) -> tuple[Overlay | None, Signs]:
         if network is None and masquerade is not None:
             words = masquerade.split()
             network = network_of(words[words.index("-s") + 1])
-    overlay = _vxlan(view, network, signs) or _udp(view, network, signs) or _host_gw(view, network, signs, bool(rule or variables))
+    overlay = (
+        _vxlan(view, network, signs)
+        or _ipip(view, network, signs)
+        or _udp(view, network, signs)
+        or _host_gw(view, network, signs, bool(rule or variables))
+    )
     if overlay is None:
         return None, signs
     signs.add_if(
@@ -124,6 +129,23 @@ def _vxlan(view: NodeView, network: Network | None, signs: Signs) -> Overlay | N
             signs.add(0.2, f"{len(direct)} subnets are routed past the tunnel: {_show(view, direct[0])}")
             return Overlay("vxlan+directrouting", link, network)
         return Overlay("vxlan", link, network)
+    return None
+
+
+def _ipip(view: NodeView, network: Network | None, signs: Signs) -> Overlay | None:
+    """The device has the node's address as its local end; a peer's subnet is routed over it, onlink, to the peer's address."""
+    for link in view.of_kind("ipip"):
+        own = [text for text in view.addresses(link) if text.endswith("/32")]
+        peers = [route for route in view.via(link) if route.nexthops[0].onlink and route.protocol != "bird"]
+        named = link.name.startswith("flannel")
+        if not own or link.tunnel is None or not link.tunnel.local or not (named or network is not None):
+            continue
+        if network is not None and not any(inside(text, network) for text in own):
+            continue
+        signs.add(0.3, f"{link.name} is an IPIP device from {link.tunnel.local} with {own[0]}, a subnet's network address")
+        signs.add_if(named, 0.5, f"it is called {link.name}")
+        signs.add_if(peers, 0.3, f"{len(peers)} subnets are routed onlink over {link.name} to other nodes' addresses")
+        return Overlay("ipip", link, network)
     return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import struct
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, PROG_LOAD = 0, 1, 2, 5
@@ -35,10 +36,24 @@ def call(command: int, attributes: bytes) -> int:
     """bpf(command, attributes): a descriptor or another result. Raises OSError."""
     buffer = ctypes.create_string_buffer(attributes, max(len(attributes), 152))
     result = int(_libc.syscall(number(), command, buffer, len(buffer)))
+    if result < 0 and ctypes.get_errno() == errno.EPERM and command in (MAP_CREATE, PROG_LOAD) and lift_memory_limit():
+        result = int(_libc.syscall(number(), command, buffer, len(buffer)))
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return result
+
+
+def lift_memory_limit() -> bool:
+    """Before 5.11 maps and programs count as locked memory, 64 KiB of it by default, and more is EPERM. False: nothing to lift."""
+    if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
+        return False
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (OSError, ValueError):
+        ctypes.set_errno(errno.EPERM)
+        return False
+    return True
 
 
 def _pointer(data: ctypes.Array[ctypes.c_char] | None) -> int:

@@ -14,6 +14,9 @@ from netpath.lab.kernel import Cancelled, Space
 from netpath.lab.options import Options
 from netpath.lab.state import Node, Pod, State, Store
 
+_TRUNK = "trunk0"
+"""The nodes' device below the VLAN, if the underlay is one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mode:
@@ -98,30 +101,56 @@ def plan_nodes_and_pods(state: State, options: Options) -> State:
     return replace(state, nodes=tuple(nodes), pods=tuple(pods), namespaces=spaces)
 
 
-def make_underlay(build: Build) -> None:
-    """The nodes, each with a device on the fabric's bridge, an address there, and a default route to a gateway that nobody is."""
+def make_underlay(build: Build, *, routed_from: int | None = None) -> None:
+    """The nodes, each with a device on the fabric's bridge, an address there, and a default route to a gateway that nobody is.
+
+    With `Options.underlay_vlan` that device is a VLAN's, on a trunk. Nodes from number `routed_from` on are in the next subnet,
+    behind the fabric, which then is the gateway of both.
+    """
     options = build.options
     fabric = build.space("fabric")
     fabric.up("lo")
-    fabric.link("br0", "bridge", mtu=options.underlay_mtu)
+    bridges = {False: "br0"} if routed_from is None else {False: "br0", True: "br1"}
+    for bridge in bridges.values():
+        fabric.link(bridge, "bridge", mtu=options.underlay_mtu)
+    nodes = []
     for number, node in enumerate(build.state.nodes, start=1):
+        beyond = routed_from is not None and number >= routed_from
+        address, gateway = options.node_address(number), options.gateway
+        if beyond:
+            # The same place in the next subnet of that size.
+            size = address.network.num_addresses
+            address, gateway = ipaddress.IPv4Interface((int(address.ip) + size, address.network.prefixlen)), gateway + size
+            node = replace(node, addresses=(str(address.ip), *node.addresses[1:]))
+        nodes.append(node)
         space = build.space(node.name)
         space.up("lo")
-        space.veth(options.uplink, f"port{number}", fabric, mtu=options.underlay_mtu)
-        fabric.port(f"port{number}", "br0")
+        trunk = options.uplink if options.underlay_vlan is None else _TRUNK
+        space.veth(trunk, f"port{number}", fabric, mtu=options.underlay_mtu)
+        fabric.port(f"port{number}", bridges[beyond])
         fabric.up(f"port{number}")
+        if options.underlay_vlan is not None:
+            space.up(trunk)
+            space.link(options.uplink, "vlan", link=space.index(trunk), vlan_id=options.underlay_vlan)
         space.sysctl("net.ipv4.ip_forward", 1)
         if options.ipv6:
             space.sysctl("net.ipv6.conf.all.forwarding", 1)
-        space.address(options.uplink, options.node_address(number))
+        space.address(options.uplink, address)
         if options.ipv6:
             space.address(options.uplink, options.node_address6(number))
         space.up(options.uplink)
-        space.route("default", options.uplink, options.gateway)
+        space.route("default", options.uplink, gateway)
         if options.ipv6:
             space.route("default", options.uplink, options.gateway6)
-    fabric.up("br0")
-    fabric.settle(*(f"port{number}" for number in range(1, len(build.state.nodes) + 1)), "br0")
+    if routed_from is not None:
+        build.store.update(nodes=tuple(nodes))
+        fabric.sysctl("net.ipv4.ip_forward", 1)
+        network = ipaddress.IPv4Network(options.underlay)
+        for beyond, bridge in bridges.items():
+            gateway = options.gateway + network.num_addresses * beyond
+            fabric.address(bridge, ipaddress.IPv4Interface((gateway, network.prefixlen)))
+    fabric.up(*bridges.values())
+    fabric.settle(*(f"port{number}" for number in range(1, len(build.state.nodes) + 1)), *bridges.values())
 
 
 def make_bridge(build: Build, number: int, *, mtu: int) -> None:

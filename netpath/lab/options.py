@@ -27,6 +27,8 @@ class Options:
     underlay: str = "192.168.50.0/24"
     """Node N has the 10+Nth address. The default gateway is the first one, and nobody answers there."""
     underlay_mtu: int = 1500
+    underlay_vlan: int | None = None
+    """The nodes' device on the underlay is a VLAN's, over a trunk; None: it is the wire itself."""
     overlay_mtu: int | None = None
     """MTU of the tunnel and the pods; None: what the tunnel leaves of the underlay's."""
     vni: int = 1
@@ -49,7 +51,7 @@ class Options:
     echo: bool = True
     """Run the echo servers."""
     services: str | None = None
-    """Rules of kube-proxy: ``iptables-nft``, ``iptables-legacy`` or ``nftables``; None: no kube-proxy."""
+    """kube-proxy's mode: ``iptables-nft``, ``iptables-legacy``, ``nftables`` or ``ipvs``; None: no kube-proxy."""
     userland_proxy: bool = True
     """Docker's --userland-proxy."""
 
@@ -82,8 +84,10 @@ class Options:
                 not 0 < len(name.encode()) < 16 or "/" in name or name in (".", "..") or any(c.isspace() for c in name)
             ):
                 raise UsageError(f"lab: {name!r} is no name of a device")
-        if self.services not in (None, "iptables-nft", "iptables-legacy", "nftables"):
-            raise UsageError(f"lab: services {self.services!r}: iptables-nft, iptables-legacy or nftables")
+        if self.underlay_vlan is not None and not 1 <= self.underlay_vlan <= 4094:
+            raise UsageError(f"lab: VLAN {self.underlay_vlan} does not exist (1-4094)")
+        if self.services not in (None, "iptables-nft", "iptables-legacy", "nftables", "ipvs"):
+            raise UsageError(f"lab: services {self.services!r}: iptables-nft, iptables-legacy, nftables or ipvs")
 
     def pod_subnet(self, number: int) -> ipaddress.IPv4Network:
         """Node `number`'s subnet, counted from 1."""

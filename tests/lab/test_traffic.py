@@ -8,6 +8,7 @@ import pytest
 
 from netpath import lab
 from netpath.lab import Lab
+from tests.lab import kinds
 from tests.lab.helpers import Space
 
 pytestmark = pytest.mark.root
@@ -51,6 +52,8 @@ def check_pairs(made: Lab, *, family: int = 0) -> None:
 
 @pytest.mark.parametrize("mode", [mode.name for mode in lab.MODES if "docker" not in mode.name])
 def test_every_pod_reaches_every_other_at_once(mode: str, lab_name: str) -> None:
+    if mode in kinds.NEEDS:
+        kinds.need(kinds.NEEDS[mode])
     check_pairs(lab.up(mode, lab_name))
 
 

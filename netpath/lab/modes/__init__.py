@@ -6,11 +6,27 @@ from netpath.lab.build import Mode
 from netpath.lab.modes.bridge import BRIDGE
 from netpath.lab.modes.calico import BGP
 from netpath.lab.modes.calico import VXLAN as CALICO_VXLAN
+from netpath.lab.modes.calico_ipip import ALWAYS as CALICO_IPIP
+from netpath.lab.modes.calico_ipip import CROSS_SUBNET as CALICO_IPIP_CROSS_SUBNET
 from netpath.lab.modes.docker import DOCKER
 from netpath.lab.modes.flannel import HOSTGW, VXLAN
 from netpath.lab.modes.flannel_docker import FLANNEL_DOCKER
+from netpath.lab.modes.flannel_ipip import IPIP
 from netpath.lab.modes.flannel_udp import UDP
 from netpath.lab.modes.ptp import PTP
 
-MODES: tuple[Mode, ...] = (VXLAN, HOSTGW, UDP, BRIDGE, PTP, BGP, CALICO_VXLAN, DOCKER, FLANNEL_DOCKER)
+MODES: tuple[Mode, ...] = (
+    VXLAN,
+    HOSTGW,
+    UDP,
+    IPIP,
+    BRIDGE,
+    PTP,
+    BGP,
+    CALICO_VXLAN,
+    CALICO_IPIP,
+    CALICO_IPIP_CROSS_SUBNET,
+    DOCKER,
+    FLANNEL_DOCKER,
+)
 """In the order in which a list shows them; the first is the default."""
