@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from netpath.cli import options
+from netpath.errors import EXIT_INCONCLUSIVE, EXIT_OK
 
 HELP = "Build container datapaths in network namespaces, for trying, teaching and testing."
+
+
+class ComparisonOutput(StrEnum):
+    table = "table"
+    json = "json"
+    markdown = "markdown"
+    html = "html"
 
 
 def app() -> typer.Typer:
@@ -21,6 +30,9 @@ def app() -> typer.Typer:
         help="Run a command in a node or pod: netpath lab exec pod1a -- ip addr.",
         context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     )(exec_)
+    made.command(
+        "compare", help="Build labs, measure them in turns beside host sockets, and hold what is said about them against it."
+    )(compare)
     return made
 
 
@@ -77,3 +89,29 @@ def exec_(
     from netpath import lab
 
     return lab.run_in(target, command[1:] if command and command[0] == "--" else command)
+
+
+def compare(
+    modes: Annotated[list[str] | None, typer.Argument(metavar="[MODE]...", help="Which; all of them without a name.")] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=100, help="Turns through all modes, in random order.")] = 3,
+    count: Annotated[int, typer.Option("--count", "-c", min=5, max=1000, help="Probes of each kind in each round.")] = 40,
+    output: Annotated[ComparisonOutput, typer.Option("-o", "--output", help="How to show the result.")] = ComparisonOutput.table,
+) -> int:
+    from netpath.lab import compare as comparing
+    from netpath.render import compare as rendering
+    from netpath.render.out import Progress, result
+
+    done = comparing.run(modes or (), rounds=rounds, count=count, progress=Progress())
+    if output is ComparisonOutput.json:
+        import platform
+
+        from netpath.render.json import document
+
+        nodes = [{"name": platform.node(), "kernel": done.kernel, "datapaths": []}]
+        request = {"modes": [mode.name for mode in comparing.chosen(modes or ())], "rounds": rounds, "count": count}
+        result(document("Comparison", done.taken_at, nodes, request, rendering.comparison_content(done)))
+    elif output is ComparisonOutput.table:
+        result(rendering.comparison_text(done, options.screen()))
+    else:
+        result(rendering.comparison_markdown(done) if output is ComparisonOutput.markdown else rendering.comparison_html(done))
+    return EXIT_INCONCLUSIVE if done.skipped or not all(each.complete for each in done.modes) else EXIT_OK

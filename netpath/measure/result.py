@@ -121,6 +121,8 @@ class Measurement:
     stopped: str
     """count: all probes were sent; precision: the medians are known as well as was asked; conntrack: no room for more flows."""
     rate: float
+    times: tuple[tuple[float, ...], ...]
+    """For each series the one-way times of all that were delivered, ascending. Not in the JSON."""
     snapshot: Snapshot
     index: SnapshotIndex
     flow: Flow

@@ -349,6 +349,7 @@ def _measurement(
         conntrack=conntrack,
         stopped=found.stopped,
         rate=found.rate,
+        times=tuple(tuple(sorted(runner.delivered[each.number])) for each in runner.planned),
         snapshot=found.snapshot,
         index=found.index,
         flow=ways[plan.PATH].flow,

@@ -313,6 +313,39 @@ MEASUREMENT = obj(
         "rate": must(NUMBER),
     }
 )
+_RATIO = obj({"value": must(NUMBER), "ci95": maybe(_interval)})
+_MODE = obj(
+    {
+        **{name: must(TEXT) for name in ("mode", "summary", "real_parts")},
+        **{name: maybe(NUMBER) for name in ("one_way_p50", "one_way_p99", "one_way_new_p50", "rtt_to_hostgw", "tcp_to_hostgw")},
+        **{name: maybe(NUMBER) for name in ("cpu_ratio", "encap_ns", "nat_established_ns", "nat_new_ns")},
+        **{name: must(NUMBER) for name in ("rtt_p50", "tcp_bits_per_second")},
+        **{name: maybe(INT) for name in ("encap_bytes", "translations", "crossings")},
+        "one_way_ratio": maybe(_RATIO),
+        "rtt_ratio": must(_RATIO),
+        "tcp_ratio": must(_RATIO),
+        "routes_per_node": must(INT),
+        "stages": must(many(obj({"stage": must(TEXT), "ns": must(NUMBER), "share": must(NUMBER)}))),
+        "complete": must(BOOL),
+    }
+)
+_CLAIM = obj(
+    {
+        **{name: must(TEXT) for name in ("mode", "claim", "measured", "basis")},
+        "verdict": must(word("holds here", "does not hold here", "undecided here", "not measured")),
+    }
+)
+COMPARISON = obj(
+    _head("Comparison", obj({"modes": must(many(TEXT)), "rounds": must(INT), "count": must(INT)}))
+    | {
+        "modes": must(many(_MODE)),
+        "claims": must(many(_CLAIM)),
+        "skipped": must(obj({}, more=True)),
+        "rounds": must(INT),
+        "caveat": must(TEXT),
+        "kernel": must(TEXT),
+    }
+)
 INVENTORY = obj(
     _head("Inventory", obj({}))
     | {

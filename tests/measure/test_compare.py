@@ -1,0 +1,281 @@
+"""Datapaths beside each other: what is said about them, how it is shown, and two of them for real."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import statistics
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from netpath import lab
+from netpath.errors import NetpathError, UsageError
+from netpath.lab import compare
+from netpath.lab.compare import Claim, Comparison, ModeResult, Ratio
+from netpath.measure import load
+from netpath.measure.load import Route, Slice
+from netpath.measure.result import StageShare
+from netpath.measure.station import Station
+from netpath.render.compare import bits, comparison_html, comparison_markdown, comparison_text
+from netpath.render.text import Screen
+from tests.cli import contract
+from tests.cli.command import netpath, one_line
+
+
+def result(mode: str, *, rtt: float = 1.2, tcp: float = 0.9, spread: float = 0.02, **more: Any) -> ModeResult:
+    settings: dict[str, Any] = {
+        "summary": "a datapath",
+        "real_parts": "all of it",
+        "one_way_p50": 9_810.0,
+        "one_way_p99": 20_000.0,
+        "one_way_new_p50": 15_000.0,
+        "one_way_ratio": Ratio(1.3, (1.25, 1.35)),
+        "rtt_p50": 24_000.0,
+        "rtt_ratio": Ratio(rtt, (rtt - spread, rtt + spread)),
+        "rtt_to_hostgw": None,
+        "tcp_bits_per_second": 4.2e9,
+        "tcp_ratio": Ratio(tcp, (tcp - spread, tcp + spread)),
+        "tcp_to_hostgw": None,
+        "cpu_ratio": 1.4,
+        "encap_bytes": 0,
+        "encap_ns": None,
+        "nat_established_ns": None,
+        "nat_new_ns": None,
+        "translations": 0,
+        "crossings": 0,
+        "routes_per_node": 4,
+        "stages": (StageShare("bridge", 6000.0, 0.6), StageShare("other", 4000.0, 0.4)),
+        "complete": True,
+    }
+    return ModeResult(mode=mode, **{**settings, **more})
+
+
+def verdict(results: list[ModeResult], mode: str) -> Claim:
+    (found,) = [claim for claim in compare.claims(results) if claim.mode == mode]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("tcp", "spread", "expected"),
+    [
+        (0.75, 0.02, "holds here"),
+        (0.81, 0.02, "holds here"),
+        (0.85, 0.02, "does not hold here"),
+        (0.60, 0.02, "does not hold here"),
+        (0.75, 0.15, "undecided here"),
+        (0.10, 0.15, "does not hold here"),
+    ],
+)
+def test_a_claimed_loss(tcp: float, spread: float, expected: str) -> None:
+    claim = verdict([result("flannel-vxlan", tcp=tcp, spread=spread)], "flannel-vxlan")
+    assert claim.verdict == expected
+    assert f"{tcp - 1:+.0%}" in claim.measured and "host sockets" in claim.basis and "single kernel with no NIC" in claim.basis
+    assert ("than claimed by" in claim.measured) == (expected == "does not hold here")
+
+
+def test_how_far_a_claim_is_off() -> None:
+    assert "less than claimed by 3%" in verdict([result("flannel-vxlan", tcp=0.85)], "flannel-vxlan").measured
+    assert "more than claimed by 8%" in verdict([result("flannel-vxlan", tcp=0.60)], "flannel-vxlan").measured
+    assert verdict([result("flannel-hostgw", tcp=0.9)], "flannel-hostgw").verdict == "holds here"
+    assert verdict([result("flannel-hostgw", tcp=0.7)], "flannel-hostgw").verdict == "does not hold here"
+
+
+def test_the_slowest_must_be_it_in_both() -> None:
+    others = [result("flannel-vxlan", rtt=1.5, tcp=0.8)]
+    assert verdict([result("flannel-udp", rtt=4, tcp=0.1), *others], "flannel-udp").verdict == "holds here"
+    assert verdict([result("flannel-udp", rtt=4, tcp=0.9), *others], "flannel-udp").verdict == "does not hold here"
+    assert verdict([result("flannel-udp", rtt=4, tcp=0.1)], "flannel-udp").verdict == "not measured"
+
+
+def test_rewrites_are_counted() -> None:
+    assert verdict([result("docker", translations=2)], "docker").verdict == "does not hold here"
+    assert verdict([result("docker", translations=3)], "docker").verdict == "holds here"
+    assert {claim.verdict for claim in compare.claims([])} == {"not measured"}
+
+
+def test_a_ratio_over_host_gateway_is_one_over_each_ones_own_host_sockets() -> None:
+    one, other = compare.with_host_gateway([result("flannel-vxlan", rtt=1.8, tcp=0.6), result("flannel-hostgw", rtt=1.2, tcp=0.8)])
+    assert one.rtt_to_hostgw == pytest.approx(1.5) and one.tcp_to_hostgw == pytest.approx(0.75)
+    assert (other.rtt_to_hostgw, other.tcp_to_hostgw) == (1.0, 1.0)
+    (alone,) = compare.with_host_gateway([result("flannel-vxlan")])
+    assert alone.rtt_to_hostgw is None
+
+
+def test_what_drifts_from_pair_to_pair_is_in_both() -> None:
+    pairs = [(1.5 * base, float(base)) for base in (10, 100, 40, 7, 90)]
+    found = compare.paired(pairs)
+    assert found.value == pytest.approx(1.5) and found.ci95 == pytest.approx((1.5, 1.5))
+    assert compare.paired(pairs[:2]).ci95 is None
+
+
+def test_modes_are_chosen_once_and_must_exist() -> None:
+    assert compare.chosen(()) == lab.MODES
+    assert [mode.name for mode in compare.chosen(("ptp", "bridge", "ptp"))] == ["ptp", "bridge"]
+    with pytest.raises(UsageError, match="'vxlan'"):
+        compare.chosen(("ptp", "vxlan"))
+
+
+HOSTILE = "<script>alert(1)</script>\x1b[31m|"
+
+
+def made(**more: Any) -> Comparison:
+    results = compare.with_host_gateway(
+        [
+            result(
+                "flannel-vxlan",
+                encap_bytes=50,
+                encap_ns=4000.0,
+                stages=(StageShare("encap", 7000.0, 0.7), StageShare(HOSTILE, 3000.0, 0.3)),
+            ),
+            result("flannel-hostgw"),
+            result(HOSTILE, nat_new_ns=900.0, translations=2, crossings=1),
+        ]
+    )
+    settings: dict[str, Any] = {
+        "modes": results,
+        "claims": compare.claims(results),
+        "skipped": {"docker": HOSTILE},
+        "rounds": 3,
+        "caveat": compare.CAVEAT,
+        "kernel": "6.18",
+        "taken_at": "2026-11-23T17:00:00Z",
+    }
+    return Comparison(**{**settings, **more})
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_escaped_and_needs_nothing_else() -> None:
+    text = comparison_html(made())
+    page = _Page()
+    page.feed(text)
+    assert page.open == []
+    assert "script" not in {tag for tag, _ in page.seen} and "\x1b" not in text
+    assert not [attrs for _, attrs in page.seen if {"src", "href"} & attrs.keys()] and "url(" not in text and "@import" not in text
+    bars = [attrs for tag, attrs in page.seen if tag == "span"]
+    assert len(bars) == 6
+    widths = [float(re.search(r"width:([\d.]+)%", attrs["style"] or "")[1]) for attrs in bars]  # type: ignore[index]
+    assert widths == [70, 30, 60, 40, 60, 40]
+
+
+def test_the_table_says_what_is_not_known() -> None:
+    screen = Screen(False, 200)
+    text = comparison_text(made(), screen)
+    assert "\x1b" not in text and "skipped docker" in text and "PARTIAL" not in text
+    (vxlan,) = [line for line in text.splitlines() if line.startswith("flannel-vxlan") and "+50" in line]
+    assert vxlan.split()[:8] == ["flannel-vxlan", "+50", "4.00", "µs", "-", "-", "0", "0"]
+    partial = made(modes=tuple(replace(each, complete=each.mode != "flannel-hostgw") for each in made().modes))
+    assert "PARTIAL: events were lost or hooks missing in flannel-hostgw" in comparison_text(partial, screen)
+
+
+def test_markdown_keeps_its_columns() -> None:
+    text = comparison_markdown(made())
+    assert "<script>" not in text
+    for line in text.splitlines():
+        if line.startswith("| flannel"):
+            assert line.replace("\\|", "").count("|") in (10, 13)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(4.2e9, "4.2 Gbit/s"), (184e6, "184 Mbit/s"), (999.6e6, "1 Gbit/s"), (1500.0, "1.5 kbit/s")]
+)
+def test_bits(value: float, text: str) -> None:
+    assert bits(value) == text
+
+
+def slice_of(gigabits: float, *, packets: int | None = None, busy: int = 10**9) -> Slice:
+    return Slice(1.0, int(gigabits * 1e9 / 8), packets, None if packets is None else 0.25, busy)
+
+
+def test_a_load_is_the_medians_of_its_slices() -> None:
+    found = load.summarise("tcp", [slice_of(value) for value in (3, 4, 100)], [slice_of(value) for value in (8, 8, 8)], 1400)
+    assert found.path_bits_per_second == 4e9 and found.ratio == 0.5 and found.size is None
+    assert found.path_cpu_ns == pytest.approx(1e9 / (4e9 / 8 / 1000)) and found.cpu_ratio == pytest.approx(2)
+    alone = load.summarise("udp", [slice_of(1, packets=1000)], [], 1400)
+    assert alone.ratio is None and alone.underlay_cpu_ns is None
+    assert (alone.path_cpu_ns, alone.path_lost, alone.cpu_unit) == (1e6, 0.25, "packet")
+    nothing = load.summarise("udp", [slice_of(0, packets=0)], [slice_of(0, packets=0)], 1400)
+    assert nothing.path_cpu_ns is None and nothing.ratio is None
+
+
+@pytest.fixture(scope="module")
+def there() -> Iterator[lab.Lab]:
+    with lab.running("bridge", f"npt{secrets.token_hex(3)}", pods_per_node=1, echo=False) as found:
+        yield found
+
+
+@pytest.mark.root
+def test_what_is_sent_is_counted(there: lab.Lab) -> None:
+    pod = there.pod("pod2a")
+    with Station(pod.path, pod.address) as station:
+        route = Route(there.pod("pod1a").path, station, (pod.address, station.udp), (pod.address, station.tcp))
+        times = load.pings(route, 50)
+        assert len(times) == 50 and 1_000 < statistics.median(times) < 50_000_000
+        assert station.swallowed().datagrams == 0  # pings are answered, not swallowed
+        tcp = load.stream(route, "tcp", 0.2)
+        assert tcp.received_bytes == station.swallowed().stream_bytes > 100_000 and tcp.seconds >= 0.2
+        udp = load.stream(route, "udp", 0.3, size=500, rate=2000)
+        assert udp.packets is not None and udp.lost is not None and 0.0 <= udp.lost < 1
+        assert udp.received_bytes == udp.packets * 500 and 0 < udp.packets <= 0.3 * 2000 + 64
+
+
+@pytest.mark.root
+def test_nobody_there(there: lab.Lab) -> None:
+    pod = there.pod("pod2a")
+    with Station(pod.path, pod.address) as station:
+        route = Route(there.pod("pod1a").path, station, (pod.address, 9), (pod.address, 9))
+        with pytest.raises(NetpathError, match=re.escape(f"{pod.address}:9")):
+            load.pings(route, 5)
+        with pytest.raises(NetpathError, match="refused"):
+            load.stream(route, "tcp", 0.1)
+    with pytest.raises(NetpathError, match=r"10\.99\.99\.99 did not start"):
+        Station(pod.path, "10.99.99.99").__enter__()
+
+
+@pytest.mark.root
+@pytest.mark.ebpf
+def test_two_modes() -> None:
+    before = {each.name for each in lab.list_labs()}
+    words = ["flannel-vxlan", "flannel-hostgw", "--rounds", "1", "--count", "8"]
+    done = netpath("lab", "compare", *words, "-o", "json", timeout=110)
+    assert (done.code, done.err) == (0, "")
+    contract.check(done.document, contract.COMPARISON)
+    assert done.document["request"]["modes"] == ["flannel-vxlan", "flannel-hostgw"]
+    vxlan, routed = done.document["modes"]
+    assert (vxlan["mode"], vxlan["encap_bytes"], routed["mode"], routed["encap_bytes"]) == (
+        "flannel-vxlan",
+        50,
+        "flannel-hostgw",
+        0,
+    )
+    assert vxlan["encap_ns"] > 0 and routed["encap_ns"] is None
+    assert (routed["rtt_to_hostgw"], routed["tcp_to_hostgw"]) == (1, 1)
+    assert vxlan["one_way_ratio"]["value"] > 1 and vxlan["routes_per_node"] == 4
+    assert sum(stage["share"] for stage in vxlan["stages"]) == pytest.approx(1, abs=0.01)
+    said = {claim["mode"]: claim["verdict"] for claim in done.document["claims"]}
+    assert said["docker"] == said["flannel-udp"] == "not measured" != said["flannel-vxlan"]
+    mine = {each.name for each in lab.list_labs()} - before
+    assert not [
+        each for each in lab.list_labs() if each.name in mine and each.mode.startswith("flannel") and not each.options["echo"]
+    ]
+
+
+def test_a_mode_that_does_not_exist() -> None:
+    assert "'nosuch'" in one_line(netpath("lab", "compare", "nosuch"), 2)
