@@ -30,6 +30,19 @@ struct np_event {
 	u8 data[NP_CAPTURE];
 };
 
+/* A packet that carries the mark, at one place of a netfilter hook: what a stage is measured with. Much smaller than an event. */
+struct np_stamp {
+	u64 time;          /* bpf_ktime_get_ns() once the mark was found */
+	u64 left;
+	u64 skb;
+	u32 netns;         /* inode */
+	u32 sequence;
+	s32 priority;      /* where among the things that are registered at the hook */
+	u8 hook;           /* enum nf_inet_hooks */
+	u8 family;         /* NFPROTO_* */
+	u16 spare;
+};
+
 struct np_settings {
 	u64 nonce;
 	u32 tcp_base;
@@ -37,6 +50,6 @@ struct np_settings {
 	u32 tcp_stride;
 	u32 last;          /* the highest sequence number in use */
 	u32 tail;          /* bytes from the mark to the end of every packet that carries it; 0: not the same for all */
-	u32 spare;
+	u32 stage_tail;    /* the same for struct np_stamp (for TCP: bytes of a SYN); 0: no stamps */
 	u64 zero;          /* always 0, which the verifier can't know: see walk.h */
 };

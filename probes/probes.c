@@ -256,3 +256,60 @@ int np_local_out(struct netfilter *ctx)
 {
 	return at_hook(ctx, NP_LOCAL_OUT, OFF_nf_hook_state_out);
 }
+
+/* True for a probe by what its packet ends with: the mark, or the whole of a SYN. The end must be in the linear part. */
+static __always_inline int ends_with_probe(struct np_settings *set, u64 skb, u32 *sequence)
+{
+	u32 length = READ(u32, skb, OFF_sk_buff_len), distance;
+	u8 end[16] = {};
+
+	if (READ(u32, skb, OFF_sk_buff_data_len) || length < set->stage_tail)
+		return 0;
+	bpf_probe_read_kernel(end, sizeof(end), (void *)(READ(u64, skb, OFF_sk_buff_data) + length - set->stage_tail));
+	if (!set->tcp_span) {
+		*sequence = be32(end + 8);
+		return ((u64)be32(end) << 32 | be32(end + 4)) == set->nonce && *sequence <= set->last;
+	}
+	distance = be32(end + 4) - set->tcp_base;
+	if ((end[13] & 0x12) != 0x02 || distance >= set->tcp_span || distance % set->tcp_stride)
+		return 0;
+	*sequence = distance / set->tcp_stride;
+	return 1;
+}
+
+/*
+ * One place among what is registered at a netfilter hook. The kernel does not tell a program at which priority it runs: the
+ * loader writes it over NP_PRIORITY, and loads the program once for each.
+ */
+#define NP_PRIORITY 0x4e505052
+
+int np_stamp(struct netfilter *ctx)
+{
+	u64 skb = ctx->skb, state = ctx->state, time;
+	u32 nought = 0, sequence = 0;
+	struct np_settings *set = settings.lookup(&nought);
+	struct np_stamp *stamp;
+	u64 priority;
+
+	if (!set || !set->stage_tail || !ends_with_probe(set, skb, &sequence))
+		return 1; /* NF_ACCEPT */
+	time = bpf_ktime_get_ns();
+	stamp = events.ringbuf_reserve(sizeof(struct np_stamp));
+	if (!stamp) {
+		count(1);
+		return 1;
+	}
+	asm volatile("%0 = %1" : "=r"(priority) : "i"(NP_PRIORITY));
+	stamp->time = time;
+	stamp->skb = skb;
+	stamp->netns = netns_of(READ(u64, state, OFF_nf_hook_state_net));
+	stamp->sequence = sequence;
+	stamp->priority = priority;
+	stamp->hook = READ(u8, state, OFF_nf_hook_state_hook);
+	stamp->family = READ(u8, state, OFF_nf_hook_state_pf);
+	stamp->spare = 0;
+	count(0);
+	stamp->left = bpf_ktime_get_ns();
+	events.ringbuf_submit(stamp, BPF_RB_NO_WAKEUP);
+	return 1;
+}

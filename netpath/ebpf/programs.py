@@ -22,7 +22,9 @@ from netpath.errors import MissingError, NetpathError
 
 SOURCE = "probes.c"
 HEADERS = ("event.h", "kernel.h", "walk.h")
-LD_IMM64, PSEUDO_MAP_FD = 0x18, 1
+LD_IMM64, PSEUDO_MAP_FD, MOV64_IMM = 0x18, 1, 0xB7
+PRIORITY = 0x4E505052
+"""What stands in the code of np_stamp for the priority it runs at (NP_PRIORITY)."""
 
 OFFSETS: tuple[tuple[str, str], ...] = (
     ("sk_buff", "len"),
@@ -48,6 +50,8 @@ OFFSETS: tuple[tuple[str, str], ...] = (
     ("nf_hook_state", "in"),
     ("nf_hook_state", "out"),
     ("nf_hook_state", "net"),
+    ("nf_hook_state", "hook"),
+    ("nf_hook_state", "pf"),
 )
 
 
@@ -65,6 +69,16 @@ class Programs:
         code = bytearray(self.code[program])
         for index, name in self.references[program]:
             struct.pack_into("<i", code, index * 8 + 4, descriptors[name])
+        return bytes(code)
+
+    def at_priority(self, program: str, descriptors: Mapping[str, int], priority: int) -> bytes:
+        """`linked`, with a netfilter priority in the place that the program keeps for it."""
+        code = bytearray(self.linked(program, descriptors))
+        places = [
+            at for at in range(0, len(code), 8) if code[at] == MOV64_IMM and struct.unpack_from("<i", code, at + 4)[0] == PRIORITY
+        ]
+        (place,) = places
+        struct.pack_into("<i", code, place + 4, priority)
         return bytes(code)
 
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_TYPES = {"u8": ("B", 1), "u16": ("H", 2), "s16": ("h", 2), "u32": ("I", 4), "u64": ("Q", 8)}
-_MEMBER = re.compile(r"^\s*(u8|u16|s16|u32|u64)\s+(\w+)(?:\[(\w+)\])?;")
+_TYPES = {"u8": ("B", 1), "u16": ("H", 2), "s16": ("h", 2), "u32": ("I", 4), "s32": ("i", 4), "u64": ("Q", 8)}
+_MEMBER = re.compile(r"^\s*(u8|u16|s16|u32|s32|u64)\s+(\w+)(?:\[(\w+)\])?;")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,15 +23,17 @@ from netpath.ebpf.headers import parse
 from netpath.ebpf.ring import Ring
 from netpath.errors import MissingError, NetpathError
 from netpath.model import nonce as layout
-from netpath.model.event import Event
+from netpath.model.event import LOCAL_IN_PRIORITY, LOCAL_OUT_PRIORITY, Boundary, Event, Stamp
 from netpath.model.packet import Ethernet, Headers, Ipv4, Udp, Vlan
 
 RING_BYTES = 1 << 20
 NFPROTO = (socket.AF_INET, socket.AF_INET6)
 NF_LOCAL_IN, NF_LOCAL_OUT = 1, 3
-AFTER_ALL_RULES = 1000
-"""Priority of the delivery hook: after filtering and source NAT (100), so that only what passed counts as delivered."""
-BEFORE_ALL_RULES = -1000
+NETFILTER_HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
+"""By their numbers (enum nf_inet_hooks)."""
+TCP_SYN_BYTES = 32
+"""A probe's SYN with its options (netpath/probe/build.py): what its packet ends with."""
+STAGE_LOSS = "time inside the kernel can't be split into conntrack, nat, filter and routing; it is shown as other"
 TUNNEL_KINDS = {"vxlan": 1, "ip": 2}
 ETHERNET_TYPES = (1, 772)
 LOADERS = min(4, os.cpu_count() or 1)
@@ -63,8 +65,8 @@ TRACEPOINTS = (
     Hook("tun_read", "np_tun_read", "skb_copy_datagram_iovec", ""),
 )
 NETFILTER = (
-    (Hook("local_in", "np_local_in", None, ""), NF_LOCAL_IN, AFTER_ALL_RULES),
-    (Hook("local_out", "np_local_out", None, ""), NF_LOCAL_OUT, BEFORE_ALL_RULES),
+    (Hook("local_in", "np_local_in", None, ""), NF_LOCAL_IN, LOCAL_IN_PRIORITY),
+    (Hook("local_out", "np_local_out", None, ""), NF_LOCAL_OUT, LOCAL_OUT_PRIORITY),
 )
 FUNCTIONS = (
     ("socket", "np_socket", "sock_def_readable"),
@@ -105,9 +107,13 @@ class Tracer:
         self._symbols: Symbols | None = None
         self._hooks: list[str] = []
         self._missing: list[str] = []
+        self._missing_stages: list[str] = []
         self._tunnel_ports: dict[int, str] = {}
         self._nonce = 0
         self._check_number, self._check_size = 0, CHECK_BYTES
+        self._code: programs_module.Programs | None = None
+        self._stamping: dict[int, int] = {}
+        self._stamps: list[Stamp] = []
         self.provider = ""
         """The provider in use, one of `PROVIDERS`."""
         self.timings_ms: dict[str, float] = {}
@@ -134,6 +140,11 @@ class Tracer:
         return tuple(self._missing)
 
     @property
+    def missing_stages(self) -> tuple[str, ...]:
+        """Marks of stages that could not be put in place, each with what is lost. Hops don't suffer from it."""
+        return tuple(self._missing_stages)
+
+    @property
     def lost(self) -> int:
         """Events that did not fit into the buffer."""
         return self._counter(1)
@@ -158,7 +169,8 @@ class Tracer:
         from another thread.
         """
         header = programs_module.source_text("event.h")
-        self._event, self._settings = records.layout(header, "np_event"), records.layout(header, "np_settings")
+        self._event, self._stamp = records.layout(header, "np_event"), records.layout(header, "np_stamp")
+        self._settings = records.layout(header, "np_settings")
         started = time.perf_counter()
         self._btf = btf_module.read()
         self._reasons = self._btf.enum("skb_drop_reason")
@@ -186,7 +198,7 @@ class Tracer:
     def _load_all(self, provider: Provider) -> dict[str, int]:
         """Descriptors of all programs by hook. Raises LoadError when one of the tracepoints' is refused."""
         started = time.perf_counter()
-        code = programs_module.prepare(self._btf, direct=provider.direct)
+        self._code = code = programs_module.prepare(self._btf, direct=provider.direct)
         self.timings_ms["compile"] = (time.perf_counter() - started) * 1000
         started = time.perf_counter()
         # The verifier is most of the work, and each program's is its own: the system call runs without Python's lock.
@@ -225,12 +237,14 @@ class Tracer:
         tcp_base: int | None = None,
         payload: int | None = None,
         listen_in: Sequence[str] = (),
+        stages: Mapping[str, Sequence[Boundary]] | None = None,
     ) -> None:
         """Attach. From here on every packet that carries `nonce` and a sequence number up to `count` is reported.
 
         `tcp_base` is the base of the SYNs' numbers (None: no TCP). `tunnel_ports` are UDP ports behind which another packet hides
         (``vxlan``: RFC 7348, ``ip``: a bare IP packet). `listen_in` are the files of the namespaces whose deliveries are watched by
-        a netfilter hook; one that is gone by now is passed over. Raises MissingError.
+        a netfilter hook; one that is gone by now is passed over. `stages` are the marks to be put among what is registered at
+        netfilter hooks, by the file of their namespace (see `take_stamps`). Raises MissingError.
 
         `payload` is the size of every probe's payload, if they are all of one: other packets are then told by their end alone, at
         half the cost to them. It is not used where padding or a shortened quotation in an ICMP error could hide the end.
@@ -249,12 +263,14 @@ class Tracer:
                 "tcp_stride": layout.TCP_STRIDE,
                 "last": self._check_number,
                 "tail": self._check_size if usable else 0,
+                "stage_tail": 0 if not stages else TCP_SYN_BYTES if tcp_base is not None else payload or 0,
             }
         )
         sys.update(self._maps["settings"], struct.pack("<I", 0), settings)
         self._attach_tracepoints()
         self._attach_netfilter(listen_in)
         self._attach_functions()
+        self._attach_stages(stages or {})
         if "socket" not in self._hooks and "local_in" not in self._hooks:
             self._missing.append("delivery: neither sk_data_ready nor netfilter links; arrivals are inferred from the last hop")
 
@@ -328,6 +344,67 @@ class Tracer:
         if made:
             self._hooks += [hook.name for hook, _, _ in NETFILTER if hook.name in self._loaded]
 
+    def _attach_stages(self, stages: Mapping[str, Sequence[Boundary]]) -> None:
+        """Put the marks in place. What the kernel can't do is not missing from the path, only from its stages."""
+        wanted = sorted({boundary.priority for boundaries in stages.values() for boundary in boundaries})
+        if not wanted:
+            return
+        with ThreadPoolExecutor(LOADERS) as workers:
+            refused = [error for error in workers.map(self._load_stamp, wanted) if error is not None]
+        if refused:
+            self._missing_stages.append(f"stages: netfilter links: {refused[0].strerror}; {STAGE_LOSS}")
+            return
+        for path, boundaries in stages.items():
+            with ThreadPoolExecutor(1) as worker:
+                links, failed = worker.submit(self._stamp_in, path, boundaries).result()
+            for link in links:
+                self._stack.callback(os.close, link)
+            for boundary, error in failed:
+                where = f"{boundary.hook} at {boundary.priority} in {Path(path).name}"
+                self._missing_stages.append(f"stages: {where}: {error.strerror}; {STAGE_LOSS}")
+
+    def _load_stamp(self, priority: int) -> OSError | None:
+        """Have the program for a priority loaded; None, or why that can't be."""
+        if priority in self._stamping:
+            return None
+        assert self._code is not None
+        try:
+            code = self._code.at_priority("np_stamp", self._maps, priority)
+            descriptor = sys.load(sys.PROG_NETFILTER, code, "np_stamp", attach_type=sys.NETFILTER_ATTACH)
+        except OSError as error:
+            return error
+        self._stack.callback(os.close, descriptor)
+        self._stamping[priority] = descriptor
+        return None
+
+    def _stamp_in(self, path: str, boundaries: Sequence[Boundary]) -> tuple[list[int], list[tuple[Boundary, OSError]]]:
+        """Attach the marks of one namespace; the calling thread stays in it and must end. A namespace that is gone needs none."""
+        links: list[int] = []
+        failed: list[tuple[Boundary, OSError]] = []
+        try:
+            setns.enter_path(path)
+        except OSError:
+            return links, failed
+        for boundary in boundaries:
+            step = 1 if boundary.limit >= boundary.priority else -1
+            number, family = NETFILTER_HOOKS.index(boundary.hook), socket.AF_INET6 if boundary.family == 6 else socket.AF_INET
+            for priority in range(boundary.priority, boundary.limit + step, step):
+                try:
+                    if (refused := self._load_stamp(priority)) is not None:
+                        raise refused
+                    links.append(sys.link_netfilter(self._stamping[priority], family, number, priority))
+                except OSError as error:
+                    if error.errno == errno.EBUSY and priority != boundary.limit:
+                        continue  # another run's mark is there: two programs can't share a priority
+                    failed.append((boundary, error))
+                break
+        return links, failed
+
+    def take_stamps(self) -> list[Stamp]:
+        """The marks of stages that `drain` came across, since the last call."""
+        taken, self._stamps = self._stamps, []
+        return taken
+
     def drain(self) -> list[Event]:
         """All events since the last call, in the order the buffer has them. The self-check's own are left out."""
         return [event for event in self._events() if event.sequence != self._check_number]
@@ -340,7 +417,23 @@ class Tracer:
         if self._ring is None:
             return
         for raw in self._ring.records():
-            yield self._decode(raw)
+            if len(raw) == self._stamp.struct.size:
+                self._stamps.append(self._decode_stamp(raw))
+            else:
+                yield self._decode(raw)
+
+    def _decode_stamp(self, raw: bytes) -> Stamp:
+        record = self._stamp.unpack(raw)
+        return Stamp(
+            time_ns=record["time"],
+            netns=record["netns"],
+            family=6 if record["family"] == socket.AF_INET6 else 4,
+            hook=NETFILTER_HOOKS[record["hook"]],
+            priority=record["priority"],
+            sequence=record["sequence"],
+            skb=record["skb"],
+            cost_ns=max(0, record["left"] - record["time"]),
+        )
 
     def _decode(self, raw: bytes) -> Event:
         record = self._event.unpack(raw)

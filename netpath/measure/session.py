@@ -423,10 +423,10 @@ def _paths(each: Series, journeys: Sequence[Journey], way: Way, found: _Found, *
 
 
 def stage_shares(path: Path) -> tuple[StageShare, ...]:
-    """The stages of a delivered path, each once, by time; what passes after the last device is stage `socket`."""
+    """The stages of a delivered path from its first device on, each once, by time."""
     spent: dict[str, float] = defaultdict(float)
     for stage in path.stages:
-        if stage.ns is not None:
+        if stage.ns is not None and stage.from_hop:
             spent[stage.stage] += stage.ns.mean
     # Where stages end at the last device, what follows is the way up to the socket.
     total = path.overhead["one_way_ns"].mean if path.overhead and path.overhead["one_way_ns"] else sum(spent.values())

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from netpath.model.packet import Headers
 
+LOCAL_IN_PRIORITY = 1000
+"""Where the delivery hook sits at LOCAL_IN: after filtering and source NAT (100), so that only what passed counts as delivered."""
+LOCAL_OUT_PRIORITY = -1000
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -35,3 +39,31 @@ class Event:
     """Drops only: the name in enum skb_drop_reason, or NOT_SPECIFIED."""
     symbol: str | None = None
     """Drops only: the kernel function that freed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """When a probe was at one place among what is registered at a netfilter hook: the mark that splits a segment into stages."""
+
+    time_ns: int
+    netns: int
+    family: int
+    """4 or 6: of the packet as the hook saw it, its outermost IP header."""
+    hook: str
+    """prerouting, input, forward, output or postrouting."""
+    priority: int
+    """Whatever is registered at a lower priority had been done."""
+    sequence: int
+    skb: int = 0
+    cost_ns: int = 0
+    """As `Event.cost_ns`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """Where a mark goes at a netfilter hook: at `priority`, or anywhere from there to `limit` when that place is taken."""
+
+    family: int
+    hook: str
+    priority: int
+    limit: int

@@ -102,6 +102,32 @@ class RulesetEvaluator:
         outcomes.sort(key=lambda outcome: -outcome.share)
         return tuple(outcomes)
 
+    def registered(self, hook: str, family: int) -> tuple[tuple[int, str], ...]:
+        """(priority, what: conntrack, nat or filter) of what the kernel runs at a hook for packets of `family`, in its order.
+
+        `filter` is any table that is neither of the others. Conntrack's confirmation, which is the last thing at two of the hooks,
+        is left out. A built-in chain of iptables-nft that holds nothing is left out too: the kernel may not have it.
+        """
+        found: list[tuple[int, str]] = []
+        if family in self._tracks:
+            if hook in ("prerouting", "output"):
+                found.append((CONNTRACK, "conntrack"))
+            if hook != "forward" and self._translates(family):
+                found.append((NAT_SOURCE if hook in nat.SOURCE_HOOKS else NAT_DESTINATION, "nat"))
+        for table in self._tables:
+            chain = table.chains.get(BUILT_IN.get(hook, "")) if table.family == family else None
+            if chain is None or (table.backend == "nft" and not chain.rules and chain.policy in (None, "ACCEPT")):
+                continue
+            found += [(priority, "filter") for name, priority in TABLES if table.name == name]
+        found += [(base.priority, "filter") for base in self._native.base_chains(family, hook) if base.type != "nat"]
+        return tuple(sorted(found))
+
+    def _translates(self, family: int) -> bool:
+        """The kernel asks its nat hooks for this family: some table of it is one of translations."""
+        return any(table.name == "nat" and table.family == family for table in self._tables) or any(
+            base.type == "nat" for hook in BUILT_IN for base in self._native.base_chains(family, hook)
+        )
+
     def _through(self, context: HookContext, start: State) -> list[Result]:
         """Every step at the hook in order of priority; what a step lets through goes to the next."""
         family = start.packet.family

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from netpath.model.event import Event
@@ -12,20 +12,15 @@ from netpath.model.index import SnapshotIndex
 from netpath.model.path import Delivery, Drop, Hop, Path, Prediction, ProbeCost, Stage, Stats
 from netpath.model.snapshot import DeviceId
 from netpath.trace import align as aligning
+from netpath.trace import stages as staging
+from netpath.trace.account import Account, Sighting, Timing, kind
 from netpath.trace.attribute import Binding, Place, Step, steps, translations
 from netpath.trace.causes import explain, refused_send
 from netpath.trace.correlate import DELIVERY_HOOKS, HOP_HOOKS, FlowKey, Journey, Leg, encapsulated, innermost
+from netpath.trace.stages import Part, Registered
 from netpath.trace.stats import summarise
 
 HOOK_NAMES = {"socket": "socket readable", "local_in": "LOCAL_IN"}
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """A time as it was measured, and what of it was the probes' own doing; both in ns."""
-
-    raw: float
-    cost: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +34,10 @@ class Scene:
     """The kernel's conntrack entries for this flow, as they were after the probes."""
     sent: FlowKey | None = None
     """Addresses and ports as the sender's socket has them."""
+    registered: Registered = field(default_factory=Registered)
+    """What the kernel runs at the netfilter hooks on the path, where it is to be told apart."""
+    unseen: Mapping[str, float] = field(default_factory=dict)
+    """See `netpath.trace.account.Account`."""
 
 
 ReplyOf = Callable[[Path], Prediction | None]
@@ -97,6 +96,7 @@ def _keys(leg: Leg) -> list[aligning.HopKey]:
 
 def _path(group: Sequence[Leg], share: float, prediction: Prediction | None, scene: Scene, direction: str) -> Path:
     leg = group[0]
+    accounts = [Account(each, scene.unseen) for each in group]
     expected = aligning.closest(prediction.paths if prediction else (), _keys(leg), leg.outcome)
     lines = aligning.align(expected.hops if expected else (), _keys(leg), watched=scene.watched)
     if prediction is None or not prediction.paths:
@@ -110,10 +110,11 @@ def _path(group: Sequence[Leg], share: float, prediction: Prediction | None, sce
             hops.append(replace(expected.hops[line.predicted], index=number, status=line.status))
             continue
         number_of[line.observed] = number
-        hops.append(_observed_hop(number, line, group, expected, scene))
+        hops.append(_observed_hop(number, line, accounts, expected, scene))
     copied = _copied(leg)
     spent = steps(leg.hops, [_place(scene.index, event) for event in leg.hops], copied)
-    stages = tuple(_stage(step, group, number_of) for step in spent)
+    parted = _parted(accounts, spent, scene)
+    stages = tuple(_stages(parted, spent, number_of))
     predicted = expected.translations if expected else ()
     delivered = leg.end is not None and leg.end.hook in DELIVERY_HOOKS
     found = translations(
@@ -135,16 +136,16 @@ def _path(group: Sequence[Leg], share: float, prediction: Prediction | None, sce
         stages=stages,
         translations=tuple(replace(item, hop=number_of[item.hop - 1]) for item in found),
         drop=_drop(leg, last, expected, scene) if leg.outcome != "delivered" else None,
-        delivery=_delivery(group, expected, scene),
-        overhead=_overhead(group, spent, len(found)),
+        delivery=_delivery(accounts, expected, scene),
+        overhead=_overhead(accounts, parted, spent, len(found)),
         uncertain=expected.uncertain if expected else (),
     )
 
 
-def _observed_hop(number: int, line: aligning.Aligned, group: Sequence[Leg], expected: Path | None, scene: Scene) -> Hop:
+def _observed_hop(number: int, line: aligning.Aligned, accounts: Sequence[Account], expected: Path | None, scene: Scene) -> Hop:
     assert line.observed is not None
     position = line.observed
-    event = group[0].hops[position]
+    event = accounts[0].leg.hops[position]
     device = DeviceId(event.netns, event.ifindex)
     link = scene.index.link(device)
     return Hop(
@@ -160,25 +161,16 @@ def _observed_hop(number: int, line: aligning.Aligned, group: Sequence[Leg], exp
         mtu=link.mtu if link else None,
         headers=event.headers,
         note=expected.hops[line.predicted].note if expected and line.predicted is not None else None,
-        since_start_ns=_stats(_between(leg, leg.hops[0], leg.hops[position]) for leg in group),
-        segment_ns=_stats(_segment(leg, position + 1) for leg in group) if position else None,
+        since_start_ns=_stats(each.between(each.leg.hops[0], each.leg.hops[position]) for each in accounts),
+        segment_ns=_stats(each.between(each.leg.hops[position - 1], each.leg.hops[position]) for each in accounts)
+        if position
+        else None,
     )
 
 
 def _place(index: SnapshotIndex, event: Event) -> Place:
     link = index.link(DeviceId(event.netns, event.ifindex))
     return Place(link.kind, link.master if link.port is not None else None) if link else Place("unknown")
-
-
-def _between(leg: Leg, before: Event, after: Event) -> Timing:
-    """The time from one event of a leg to a later one, less what the events from `before` up to `after` cost on the way."""
-    cost = sum(event.cost_ns for event in leg.marks if before.time_ns <= event.time_ns < after.time_ns)
-    return Timing(after.time_ns - before.time_ns, cost)
-
-
-def _segment(leg: Leg, to_hop: int) -> Timing:
-    """The time between hop `to_hop` (from 1) and the one before it."""
-    return _between(leg, leg.hops[to_hop - 2], leg.hops[to_hop - 1])
 
 
 def _stats(timings: Iterable[Timing]) -> Stats | None:
@@ -199,20 +191,91 @@ def probe_cost(journeys: Sequence[Journey]) -> ProbeCost:
     return ProbeCost(stats.mean, (high - low) / 2)
 
 
-def _stage(step: Step, group: Sequence[Leg], number_of: Mapping[int, int]) -> Stage:
-    return Stage(
-        stage=step.stage,
-        from_hop=number_of[step.from_hop - 1],
-        to_hop=number_of[step.to_hop - 1],
-        ns=_stats(_segment(leg, step.to_hop) for leg in group),
-        bytes=step.bytes,
-        detail=step.detail,
-    )
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """A stretch of the way between two hops (0: the sender's call; twice the same: from the last hop to delivery), in its parts."""
+
+    from_hop: int
+    to_hop: int
+    parts: tuple[Part, ...]
+    from_call: bool = False
+    """A further part lies before the first one: from the sender's call to the first sighting."""
+
+    def key(self) -> tuple[Any, ...]:
+        return (self.from_hop, self.to_hop, self.from_call, *(_part_key(part) for part in self.parts))
 
 
-def _delivery(group: Sequence[Leg], expected: Path | None, scene: Scene) -> Delivery | None:
-    end = group[0].end
-    if end is None or end.hook == "drop" or group[0].outcome != "delivered":
+_Parted = Sequence[tuple[Account, tuple[_Stretch, ...]]]
+
+
+def _part_key(part: Part) -> tuple[Any, ...]:
+    return part.stage, _sighting_key(part.before), _sighting_key(part.after)
+
+
+def _sighting_key(sighting: Sighting) -> tuple[Any, ...]:
+    return (sighting.netns, sighting.hook, getattr(sighting, "priority", None))
+
+
+def _parted(accounts: Sequence[Account], spent: Sequence[Step], scene: Scene) -> _Parted:
+    """Every stretch of every leg in its parts; of the legs only those that were seen at the same places as most."""
+    found = [(each, _stretches(each, spent, scene)) for each in accounts]
+    groups: dict[tuple[Any, ...], list[tuple[Account, tuple[_Stretch, ...]]]] = defaultdict(list)
+    for each, stretches in found:
+        groups[tuple(stretch.key() for stretch in stretches)].append((each, stretches))
+    return max(groups.values(), key=len, default=[])
+
+
+def _stretches(account: Account, spent: Sequence[Step], scene: Scene) -> tuple[_Stretch, ...]:
+    leg = account.leg
+    if not leg.hops:
+        return ()
+
+    def parts(before: Event | None, after: Event, base: str) -> tuple[Part, ...]:
+        points = staging.between(before, after, leg.marks, leg.stamps)
+        return staging.split(points, base, scene.registered)
+
+    first, called = account.sightings[0], leg.sent_ns is not None
+    found = [_Stretch(0, 1, parts(None, leg.hops[0], "other"), called)] if called or first is not leg.hops[0] else []
+    found += [
+        _Stretch(step.from_hop, step.to_hop, parts(leg.hops[step.from_hop - 1], leg.hops[step.to_hop - 1], step.stage))
+        for step in spent
+    ]
+    if leg.end is not None and leg.end.hook in DELIVERY_HOOKS:
+        last = len(leg.hops)
+        found.append(_Stretch(last, last, parts(leg.hops[-1], leg.end, "other")))
+    return tuple(found)
+
+
+def _stages(parted: _Parted, spent: Sequence[Step], number_of: Mapping[int, int]) -> Iterator[Stage]:
+    """The stages in order, each with its distribution; those of one stretch add up to the time from hop to hop."""
+    steps_by_hop = {step.to_hop: step for step in spent}
+    for position, stretch in enumerate(parted[0][1] if parted else ()):
+        start, end = (number_of[hop - 1] if hop else 0 for hop in (stretch.from_hop, stretch.to_hop))
+        if stretch.from_call:
+            stage = "socket" if _starts_at_hook(parted[0][0]) else "other"
+            yield Stage(stage, start, end, ns=_stats(each.since_call(each.sightings[0]) for each, _ in parted))
+        step = steps_by_hop[stretch.to_hop] if 0 < stretch.from_hop < stretch.to_hop else None
+        for number, part in enumerate(stretch.parts):
+            owner = step is not None and part is next((item for item in stretch.parts if item.stage == step.stage), None)
+            parts = ((each, stretches[position].parts[number]) for each, stretches in parted)
+            yield Stage(
+                part.stage,
+                start,
+                end,
+                ns=_stats(each.between(same.before, same.after) for each, same in parts),
+                bytes=step.bytes if step is not None and owner else 0,
+                detail={**(step.detail if step is not None and owner else {}), **part.detail},
+            )
+
+
+def _starts_at_hook(account: Account) -> bool:
+    """The first thing that was seen of the packet is its leaving the socket, before any device."""
+    return kind(account.sightings[0]) in ("local_out", "stamp")
+
+
+def _delivery(accounts: Sequence[Account], expected: Path | None, scene: Scene) -> Delivery | None:
+    end = accounts[0].leg.end
+    if end is None or end.hook == "drop" or accounts[0].leg.outcome != "delivered":
         return None
     foreseen = expected.delivery if expected and expected.delivery and expected.delivery.netns.inode == end.netns else None
     return Delivery(
@@ -220,8 +283,8 @@ def _delivery(group: Sequence[Leg], expected: Path | None, scene: Scene) -> Deli
         to=foreseen.to if foreseen else ("socket" if end.hook == "socket" else "local"),
         process=foreseen.process if foreseen else None,
         hook=HOOK_NAMES.get(end.hook, end.hook),
-        since_start_ns=_stats(_between(leg, leg.hops[0], leg.end) for leg in group if leg.end and leg.hops),
-        segment_ns=_stats(_between(leg, leg.hops[-1], leg.end) for leg in group if leg.end and leg.hops),
+        since_start_ns=_stats(each.between(each.leg.hops[0], each.leg.end) for each in accounts if each.leg.end and each.leg.hops),
+        segment_ns=_stats(each.between(each.leg.hops[-1], each.leg.end) for each in accounts if each.leg.end and each.leg.hops),
     )
 
 
@@ -264,24 +327,40 @@ def _same_end(foreseen: Drop, end: Event | None, leg: Leg, last: int, expected: 
     return [aligning.key_of(hop) for hop in expected.hops[: foreseen.hop]] == observed
 
 
-def _overhead(group: Sequence[Leg], spent: Sequence[Step], translated: int) -> dict[str, Any]:
-    total = _stats(_between(leg, leg.hops[0], leg.end or leg.hops[-1]) for leg in group if leg.hops and leg.outcome == "delivered")
+def _overhead(accounts: Sequence[Account], parted: _Parted, spent: Sequence[Step], translated: int) -> dict[str, Any]:
+    total = _stats(
+        each.between(each.leg.hops[0], each.leg.end or each.leg.hops[-1])
+        for each in accounts
+        if each.leg.hops and each.leg.outcome == "delivered"
+    )
+    split = any(each.leg.stamps for each, _ in parted)
 
-    def of(stage: str, *more: str) -> tuple[Stats | None, float | None]:
-        picked = [step.to_hop for step in spent if step.stage in (stage, *more)]
-        if not picked:
-            return None, 0.0 if total else None
-        sums = [[_segment(leg, hop) for hop in picked] for leg in group]
+    def of(*names: str, known: bool = True) -> tuple[Stats | None, float | None]:
+        """(ns, share of the way) of the stages of these names, from the first device on; `known`: they can't hide in others."""
+        sums = [
+            [
+                each.between(part.before, part.after)
+                for stretch in stretches
+                if stretch.from_hop
+                for part in stretch.parts
+                if part.stage in names
+            ]
+            for each, stretches in parted
+        ]
+        if not any(sums):
+            return None, 0.0 if total and known else None
         stats = _stats(Timing(sum(item.raw for item in items), sum(item.cost for item in items)) for items in sums)
         return stats, (stats.mean / total.mean if stats and total and total.mean else None)
 
     encap, encap_share = of("encap", "decap")
     user, user_share = of("userspace")
+    # Without marks at the netfilter hooks both happen inside one segment, beside routing and filtering.
+    nat, nat_share = of("nat", known=split)
+    conntrack, conntrack_share = of("conntrack", known=split)
     return {
         "encap": {"bytes": sum(step.bytes for step in spent if step.bytes > 0), "ns": encap, "share": encap_share},
-        # Both happen inside one segment, beside routing and filtering: their part of its time is not known.
-        "nat": {"translations": translated, "ns": None, "share": None},
-        "conntrack": {"ns": None, "share": None},
+        "nat": {"translations": translated, "ns": nat, "share": nat_share},
+        "conntrack": {"ns": conntrack, "share": conntrack_share},
         "userspace": {"crossings": sum(step.stage == "userspace" for step in spent), "ns": user, "share": user_share},
         "one_way_ns": total,
     }

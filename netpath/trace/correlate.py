@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
-from netpath.model.event import Event
+from netpath.model.event import Event, Stamp
 from netpath.model.index import SnapshotIndex
 from netpath.model.packet import Headers, Icmp, Ipv4, Ipv6, Tcp, Udp
 from netpath.model.snapshot import DeviceId, Link
@@ -62,6 +63,10 @@ class Leg:
     """The first sighting of the ICMP error or reset that came back."""
     send_error: int = 0
     """The errno with which the sender's kernel refused it, before any device."""
+    stamps: tuple[Stamp, ...] = ()
+    """Its marks at netfilter hooks, in order."""
+    sent_ns: int | None = None
+    """When the sender called the kernel, where that is known (CLOCK_MONOTONIC)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +102,64 @@ def encapsulated(headers: Headers) -> bool:
 
 
 def correlate(
-    events: Sequence[Event], index: SnapshotIndex, sequences: Sequence[int], send_errors: Mapping[int, int] | None = None
+    events: Sequence[Event],
+    index: SnapshotIndex,
+    sequences: Sequence[int],
+    send_errors: Mapping[int, int] | None = None,
+    *,
+    stamps: Sequence[Stamp] = (),
+    sent_ns: Mapping[int, int] | None = None,
 ) -> tuple[Journey, ...]:
     """One journey for each of `sequences`, also for those of which nothing was seen (lost before the first hop).
 
-    `send_errors` are the errno values of sends that the kernel refused, by sequence number.
+    `send_errors` are the errno values of sends that the kernel refused, `sent_ns` the times of the calls, by sequence number.
     """
     refused = send_errors or {}
+    marked: dict[int, list[Stamp]] = {}
+    for stamp in stamps:
+        marked.setdefault(stamp.sequence, []).append(stamp)
     by_sequence: dict[int, list[Event]] = {sequence: [] for sequence in sequences}
     for event in events:
         if event.sequence in by_sequence:
             by_sequence[event.sequence].append(event)
-    return tuple(
+    journeys = [
         _journey(number, sorted(seen, key=lambda e: e.time_ns), index, refused.get(number, 0))
         for number, seen in sorted(by_sequence.items())
+    ]
+    return tuple(_timed(journey, marked.get(journey.sequence, []), (sent_ns or {}).get(journey.sequence)) for journey in journeys)
+
+
+def _timed(journey: Journey, stamps: list[Stamp], sent_ns: int | None) -> Journey:
+    stamps = sorted(stamps, key=lambda stamp: stamp.time_ns)
+    back = journey.back
+    return replace(
+        journey,
+        forward=replace(journey.forward, stamps=_on_the_way(journey.forward, stamps), sent_ns=sent_ns),
+        back=replace(back, stamps=_on_the_way(back, stamps)) if back is not None else None,
     )
+
+
+def _on_the_way(leg: Leg, stamps: Sequence[Stamp]) -> tuple[Stamp, ...]:
+    """The marks of the very packet: between two sightings of it, in the namespace and the buffer of one of them."""
+    if not leg.marks or not stamps:
+        return ()
+    first = leg.marks[0]
+    found = [
+        stamp
+        for stamp in stamps
+        if stamp.time_ns < first.time_ns
+        and (stamp.netns, stamp.skb) == (first.netns, first.skb)
+        and stamp.hook in ("output", "postrouting")
+    ]
+    for one, two in pairwise(leg.marks):
+        found += [
+            stamp
+            for stamp in stamps
+            if one.time_ns < stamp.time_ns < two.time_ns
+            and stamp.netns in (one.netns, two.netns)
+            and stamp.skb in (one.skb, two.skb)
+        ]
+    return tuple(found)
 
 
 def _journey(sequence: int, events: list[Event], index: SnapshotIndex, send_error: int) -> Journey:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from netpath.ebpf.tracer import Tracer
-from netpath.model.event import Event
+from netpath.model.event import Event, Stamp
 from netpath.probe.injector import Injector
 from netpath.trace.correlate import DELIVERY_HOOKS, NOT_THE_END, FlowKey, encapsulated, innermost
 
@@ -24,6 +24,9 @@ class Observer:
         self._tracer = tracer
         self._needed = 2 if round_trip else 1
         self.events: list[Event] = []
+        self.stamps: list[Stamp] = []
+        self.sent_ns: dict[int, int] = {}
+        """When each was handed to the kernel (CLOCK_MONOTONIC), by sequence number."""
         self.send_errors: dict[int, int] = {}
         """The errno of sends that the kernel refused, by sequence number."""
         self._ended: set[int] = set()
@@ -35,6 +38,7 @@ class Observer:
         """Send one probe, as `Injector.send`. Raises NetpathError when the sender is gone."""
         self._injectors.add(injector)
         sent = injector.send(sequence, **how)
+        self.sent_ns[sequence] = sent.time_ns
         if sent.error:
             self.send_errors[sequence] = sent.error
             self._ended.add(sequence)
@@ -44,6 +48,7 @@ class Observer:
         for injector in self._injectors:
             injector.poll()
         new = self._tracer.drain()
+        self.stamps += self._tracer.take_stamps()
         if not new:
             return
         self.events += new

@@ -25,5 +25,7 @@ class TraceRequest:
     cold: bool = False
     """Do not warm ARP and conntrack up by a probe that is not counted."""
     round_trip: bool = False
+    stages: bool = True
+    """Tell apart, by marks at the netfilter hooks on the predicted path, what the kernel does between two devices."""
     ring_bytes: int = 1 << 20
     """Size of the event buffer: a power of two, 4096 at least."""

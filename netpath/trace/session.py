@@ -17,6 +17,7 @@ from netpath import endpoints
 from netpath.ebpf.tracer import Tracer
 from netpath.errors import NetpathError, UsageError
 from netpath.model import nonce as layout
+from netpath.model.event import Boundary
 from netpath.model.index import SnapshotIndex
 from netpath.model.packet import Flow
 from netpath.model.path import Completeness, Path, Prediction, ProbeCost, Trace
@@ -24,6 +25,7 @@ from netpath.model.snapshot import Snapshot
 from netpath.predict import predict, predict_reply
 from netpath.probe.injector import Injector, UnreachableError
 from netpath.probe.messages import Enter, Entered
+from netpath.trace import stages
 from netpath.trace.assemble import Scene, forward_paths, probe_cost, return_paths
 from netpath.trace.attribute import Binding
 from netpath.trace.correlate import FlowKey, Journey, correlate
@@ -108,6 +110,7 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
         flow = replace(flow, src=entered.source, sport=entered.sport)
         with timings.phase("prediction"):
             prediction = predict(snapshot, flow, index=index)
+            registered = stages.plan(prediction, index) if request.stages else stages.Registered()
         if not loading.done():
             progress(LOADING)
         with timings.phase("programs"):
@@ -116,7 +119,17 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
         progress(ARMING)
         with timings.phase("attach"):
             tcp_base = base if protocol == "tcp" else None
-            arm(tracer, nonce, [(prediction, flow)], snapshot, index, count=request.count, tcp_base=tcp_base, payload=flow.payload)
+            arm(
+                tracer,
+                nonce,
+                [(prediction, flow)],
+                snapshot,
+                index,
+                count=request.count,
+                tcp_base=tcp_base,
+                payload=flow.payload,
+                registered=registered,
+            )
         with timings.phase("self-check"):
             tracer.self_check()
         with timings.phase("probe"):
@@ -126,13 +139,20 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
             progress(DRAINING)
             observer.until(range(1, request.count + 1), request.timeout)
             observer.settle()
-        journeys = correlate(observer.events, index, range(1, request.count + 1), observer.send_errors)
+        journeys = correlate(
+            observer.events,
+            index,
+            range(1, request.count + 1),
+            observer.send_errors,
+            stamps=observer.stamps,
+            sent_ns=observer.sent_ns,
+        )
         if not request.cold and strayed(journeys, prediction, index):
             with timings.phase("prediction"):
                 snapshot = warmed(snapshot, journeys)
                 index = SnapshotIndex(snapshot)
                 prediction = predict(snapshot, flow, index=index)
-        trace = _trace(request, flow, journeys, prediction, tracer, observer, snapshot, index, timings)
+        trace = _trace(request, flow, journeys, prediction, tracer, observer, snapshot, index, registered, timings)
     return TraceRun(trace, snapshot, index, flow, source, destination)
 
 
@@ -238,8 +258,9 @@ def arm(
     count: int,
     tcp_base: int | None,
     payload: int | None,
+    registered: stages.Registered | None = None,
 ) -> None:
-    """Arm for probes that go these predicted ways; the rest as `Tracer.arm`."""
+    """Arm for probes that go these predicted ways, with marks among what is `registered`; the rest as `Tracer.arm`."""
     inodes = sorted({inode for prediction, flow in ways for inode in listened(index, prediction, flow)})
     tracer.arm(
         nonce,
@@ -248,7 +269,14 @@ def arm(
         tcp_base=tcp_base,
         payload=payload,
         listen_in=[path for inode in inodes if (path := entry(index, inode))],
+        stages=marks(index, registered) if registered is not None else None,
     )
+
+
+def marks(index: SnapshotIndex, registered: stages.Registered) -> dict[str, tuple[Boundary, ...]]:
+    """The marks of stages, by the file of the namespace they go into."""
+    spaces = {inode for inode, _, _ in registered.at}
+    return {path: registered.boundaries(inode) for inode in sorted(spaces) if (path := entry(index, inode))}
 
 
 def listened(index: SnapshotIndex, prediction: Prediction, flow: Flow) -> tuple[int, ...]:
@@ -312,10 +340,12 @@ def _trace(
     observer: Observer,
     snapshot: Snapshot,
     index: SnapshotIndex,
+    registered: stages.Registered,
     timings: _Timings,
 ) -> Trace:
     ports = (flow.sport, flow.dport) if flow.protocol in ("udp", "tcp") else (None, None)
-    scene = Scene(index, sent=FlowKey(flow.src, flow.dst, *ports) if flow.src is not None else None)
+    sent = FlowKey(flow.src, flow.dst, *ports) if flow.src is not None else None
+    scene = Scene(index, sent=sent, registered=registered)
     forward = forward_paths(journeys, prediction, scene)
     if any(path.translations for path in forward):
         from netpath import discover
@@ -330,7 +360,7 @@ def _trace(
     lost = tracer.lost
     missing = tracer.missing_hooks
     reasons = [f"{lost} events were lost: the buffer was full"] if lost else []
-    reasons += [f"hook not available: {name}" for name in missing]
+    reasons += [f"hook not available: {name}" for name in missing + tracer.missing_stages]
     copies = sum(journey.forward.copies for journey in journeys)
     notes = problems(index, forward + back)
     notes += [f"{copies} sightings of copies that a flooding bridge made are left out"] if copies else []
@@ -341,7 +371,7 @@ def _trace(
         completeness=Completeness(
             verdict="PARTIAL" if lost or missing else "COMPLETE",
             lost_events=lost,
-            missing_hooks=missing,
+            missing_hooks=missing + tracer.missing_stages,
             reasons=tuple(reasons),
         ),
         path_mtu=prediction.path_mtu,

@@ -20,13 +20,14 @@ TYPES = "".join(
         ("u16", "unsigned short"),
         ("s16", "short"),
         ("u32", "unsigned int"),
+        ("s32", "int"),
         ("u64", "unsigned long long"),
     )
 )
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C compiler")
-@pytest.mark.parametrize("name", ["np_event", "np_settings"])
+@pytest.mark.parametrize("name", ["np_event", "np_stamp", "np_settings"])
 def test_the_compiler_lays_it_out_the_same(name: str, tmp_path: Path) -> None:
     layout = records.layout(HEADER, name)
     prints = "".join(f'printf("{member} %zu\\n", __builtin_offsetof(struct {name}, {member}));\n' for member in layout.names)

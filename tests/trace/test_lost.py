@@ -10,7 +10,7 @@ import pytest
 from netpath.cli.trace import exit_code
 from netpath.ebpf.tracer import Tracer
 from netpath.errors import UsageError
-from netpath.model.event import Event
+from netpath.model.event import Event, Stamp
 from netpath.trace import session
 from netpath.trace.request import TraceRequest
 from tests.topology import ECHO_PORT, Overlay, overlay
@@ -38,6 +38,10 @@ class Stalled(Tracer):
     def _decode(self, raw: bytes) -> Event:
         self.received += 1
         return super()._decode(raw)
+
+    def _decode_stamp(self, raw: bytes) -> Stamp:
+        self.received += 1
+        return super()._decode_stamp(raw)
 
     def drain(self) -> list[Event]:
         return [] if self.stalled else super().drain()
