@@ -114,4 +114,4 @@ def compare(
         result(rendering.comparison_text(done, options.screen()))
     else:
         result(rendering.comparison_markdown(done) if output is ComparisonOutput.markdown else rendering.comparison_html(done))
-    return EXIT_INCONCLUSIVE if done.skipped or not all(each.complete for each in done.modes) else EXIT_OK
+    return EXIT_INCONCLUSIVE if done.incomplete or not all(each.complete for each in done.modes) else EXIT_OK

@@ -100,6 +100,8 @@ class Comparison:
     claims: tuple[Claim, ...]
     skipped: Mapping[str, str]
     """Modes that could not be built or measured, with the reason."""
+    incomplete: bool
+    """One of them was asked for by name, or failed for another reason than that this kernel or machine lacks something."""
     rounds: int
     caveat: str
     kernel: str
@@ -143,10 +145,10 @@ def run(
     """Build the labs and measure them in turns, in an order drawn anew for each of `rounds`.
 
     `count` probes of each series, `pings` round trips and `seconds` of stream each round and way. A mode that fails is in `skipped`.
-    Raises UsageError (unknown mode), MissingError, and NetpathError when no mode could be measured.
+    Raises UsageError for an unknown mode, and when no mode could be measured what the first one said.
     """
     modes = chosen(names)
-    skipped: dict[str, str] = {}
+    skipped: dict[str, Exception] = {}
     generator = random.Random(SEED)
     with ExitStack() as stack:
         subjects: list[_Subject] = []
@@ -162,15 +164,15 @@ def run(
                         _measure(subject, generator, count=count, pings=pings, seconds=seconds)
         measured = [subject for subject in subjects if subject.mode.name not in skipped]
         if not measured:
-            name, reason = next(iter(skipped.items()))
-            raise NetpathError(f"no lab could be measured; {name}: {reason}")
+            raise next(iter(skipped.values()))
         progress("evaluating, and removing the labs")
         snapshot = measured[0].measurements[0].snapshot
         results = with_host_gateway([_result(subject) for subject in measured])
     return Comparison(
         modes=results,
         claims=claims(results),
-        skipped=skipped,
+        skipped={name: " ".join(str(error).split()) for name, error in skipped.items()},
+        incomplete=any(name in names or not isinstance(error, MissingError) for name, error in skipped.items()),
         rounds=rounds,
         caveat=CAVEAT,
         kernel=snapshot.kernel or "",
@@ -179,14 +181,12 @@ def run(
 
 
 @contextlib.contextmanager
-def _noted(name: str, skipped: dict[str, str]) -> Iterator[None]:
-    """An error of one mode is noted and the others go on; a wrong privilege is everybody's."""
+def _noted(name: str, skipped: dict[str, Exception]) -> Iterator[None]:
+    """An error of one mode is noted and the others go on."""
     try:
         yield
-    except MissingError:
-        raise
     except (NetpathError, OSError) as error:
-        skipped[name] = " ".join(str(error).split())
+        skipped[name] = error
 
 
 def _build(mode: lab.Mode, stack: ExitStack) -> _Subject:
@@ -337,6 +337,7 @@ def with_host_gateway(results: Sequence[ModeResult]) -> tuple[ModeResult, ...]:
 
 
 HOLDS, FAILS, UNDECIDED, UNKNOWN = "holds here", "does not hold here", "undecided here", "not measured"
+ALIKE = 0.1
 WIDEST = 0.2
 """An interval of a loss that is wider, in parts of the whole, decides nothing."""
 
@@ -347,13 +348,7 @@ def claims(results: Sequence[ModeResult]) -> tuple[Claim, ...]:
     return (
         _loss(found.get("flannel-vxlan"), "flannel-vxlan", "VXLAN loses 20-30 % of throughput", 0.20, 0.30),
         _loss(found.get(HOST_GATEWAY), HOST_GATEWAY, "host-gw loses about 10 % of throughput", 0.05, 0.15),
-        Claim(
-            "calico-ipip",
-            "IPIP costs as much as VXLAN",
-            "",
-            UNKNOWN,
-            "no lab has IPIP: it needs the kernel's ipip device",
-        ),
+        _alike(found),
         _worst(found),
         _rewrites(found.get("docker")),
     )
@@ -374,6 +369,22 @@ def _loss(result: ModeResult | None, mode: str, claim: str, least: float, most: 
     if result.tcp_to_hostgw is not None and mode != HOST_GATEWAY:
         measured += f"; against host-gw {result.tcp_to_hostgw - 1:+.0%}"
     return Claim(mode, claim, measured, verdict, basis)
+
+
+def _alike(found: Mapping[str, ModeResult]) -> Claim:
+    claim = "IPIP costs as much as VXLAN"
+    pair = next(
+        (pair for pair in (("calico-ipip", "calico-vxlan"), ("flannel-ipip", "flannel-vxlan")) if set(pair) <= found.keys()), None
+    )
+    if pair is None:
+        return Claim("calico-ipip", claim, "", UNKNOWN, "needs labs of both, and a kernel with ipip for the one")
+    ours, theirs = found[pair[0]], found[pair[1]]
+    rtt, tcp = ours.rtt_ratio.value / theirs.rtt_ratio.value, ours.tcp_ratio.value / theirs.tcp_ratio.value
+    measured = f"{pair[0]} over {pair[1]}: round trip {rtt - 1:+.0%}, TCP throughput {tcp - 1:+.0%}"
+    holds = max(abs(rtt - 1), abs(tcp - 1)) <= ALIKE
+    return Claim(
+        pair[0], claim, measured, HOLDS if holds else FAILS, f"alike: within {ALIKE:.0%}, each over its own host sockets; {CAVEAT}"
+    )
 
 
 def _worst(found: Mapping[str, ModeResult]) -> Claim:

@@ -44,7 +44,7 @@ def pings(request: dict[str, Any]) -> dict[str, Any]:
                 sock.send(payload)
                 sock.recv(65535)
             except (TimeoutError, ConnectionError):
-                lost += number >= 0
+                lost += 1
                 if lost > 3:
                     break
                 continue

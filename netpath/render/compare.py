@@ -177,7 +177,7 @@ def _cell(text: str) -> str:
 def comparison_content(comparison: Comparison) -> dict[str, object]:
     """The keys of the JSON document, in the order in which they are declared."""
     document = jsonable(comparison)
-    return {field.name: document[field.name] for field in fields(comparison) if field.name not in ("taken_at",)}
+    return {field.name: document[field.name] for field in fields(comparison) if field.name != "taken_at"}
 
 
 _STYLE = """

@@ -341,6 +341,7 @@ COMPARISON = obj(
         "modes": must(many(_MODE)),
         "claims": must(many(_CLAIM)),
         "skipped": must(obj({}, more=True)),
+        "incomplete": must(BOOL),
         "rounds": must(INT),
         "caveat": must(TEXT),
         "kernel": must(TEXT),

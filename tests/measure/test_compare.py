@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from netpath import lab
-from netpath.errors import NetpathError, UsageError
+from netpath.errors import MissingError, NetpathError, UsageError
 from netpath.lab import compare
 from netpath.lab.compare import Claim, Comparison, ModeResult, Ratio
 from netpath.measure import load
@@ -91,6 +91,30 @@ def test_the_slowest_must_be_it_in_both() -> None:
     assert verdict([result("flannel-udp", rtt=4, tcp=0.1)], "flannel-udp").verdict == "not measured"
 
 
+@pytest.mark.parametrize(
+    ("rtt", "tcp", "expected"), [(1.55, 0.82, "holds here"), (1.8, 0.8, "does not hold here"), (1.5, 0.6, "does not hold here")]
+)
+def test_alike_is_within_a_tenth(rtt: float, tcp: float, expected: str) -> None:
+    pair = [result("flannel-ipip", rtt=rtt, tcp=tcp), result("flannel-vxlan", rtt=1.5, tcp=0.8)]
+    assert verdict(pair, "flannel-ipip").verdict == expected
+    assert verdict([*pair, result("calico-ipip")], "flannel-ipip").verdict == expected
+    assert verdict(pair[:1], "calico-ipip").verdict == "not measured"
+
+
+def test_what_cannot_be_built_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all modes one that the kernel lacks; one that was asked for, or broke, makes the result incomplete."""
+    errors = {"flannel-vxlan": MissingError("no vxlan"), "bridge": NetpathError("out of\nmemory")}
+
+    def build(mode: lab.Mode, stack: object) -> Any:
+        raise errors.get(mode.name, MissingError("nothing here"))
+
+    monkeypatch.setattr(compare, "_build", build)
+    with pytest.raises(MissingError, match="no vxlan"):
+        compare.run()
+    with pytest.raises(NetpathError, match="out of"):
+        compare.run(["bridge", "ptp"])
+
+
 def test_rewrites_are_counted() -> None:
     assert verdict([result("docker", translations=2)], "docker").verdict == "does not hold here"
     assert verdict([result("docker", translations=3)], "docker").verdict == "holds here"
@@ -139,6 +163,7 @@ def made(**more: Any) -> Comparison:
         "modes": results,
         "claims": compare.claims(results),
         "skipped": {"docker": HOSTILE},
+        "incomplete": True,
         "rounds": 3,
         "caveat": compare.CAVEAT,
         "kernel": "6.18",
