@@ -13,6 +13,7 @@ from tests import leftovers
 ALLOWED_SKIPS = (
     "this kernel has no VLAN filtering on bridges",
     "this kernel lacks the link kind",
+    "this kernel lacks IPVS",
     "no guest:",
     "the number of bpf(2) is x86-64's",
     "no C compiler",

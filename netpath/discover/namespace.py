@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from netpath.discover import conntrack, links, programs, routing, rulesets, sockets, sysctls
+from netpath.discover import conntrack, ipvs, links, programs, routing, rulesets, sockets, sysctls
 from netpath.discover.namespaces import Found, descriptor_of
 from netpath.discover.nl import NETLINK_ROUTE, NETLINK_XFRM, Netlink, attribute, attributes, number
 from netpath.model.snapshot import Link, Namespace
@@ -93,6 +93,7 @@ def read(found: Found, others: Mapping[int, Found], *, with_conntrack: bool) -> 
             sockets=() if held is not None else None,
             sysctls=dict(sorted(settings.items())),
             xfrm_policies=attempt("XFRM policies", _xfrm_policies, None),
+            ipvs=attempt("IPVS virtual servers", ipvs.read, None),
         )
     raw = attempt("conntrack entries", conntrack.dump, None) if with_conntrack else None
     return Read(replace(namespace, problems=tuple(problems)), held or [], raw)

@@ -106,6 +106,13 @@ class Space:
             raise NetpathError(f"lab: {self.name}: {words[0]} failed: {' '.join(done.stderr.split())}")
         return done.stdout
 
+    def load(self, module: str) -> None:
+        """Have a kernel module loaded, if it can be; what it brings is looked for by whoever needs it."""
+        self._check()
+        program = shutil.which("modprobe", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+        if program is not None:
+            subprocess.run([program, "--quiet", module], capture_output=True, check=False)
+
     def index(self, device: str) -> int:
         if device not in self._index:
             found = self._ask(f"device {device}", lambda: self._route.link_lookup(ifname=device))

@@ -1,7 +1,8 @@
 """kube-proxy's rules for a fixed set of services: an addition to the Flannel and bridge labs.
 
 kube-proxy itself does not run: nobody packages it. Its rules are written as it writes them: iptables mode as of Kubernetes 1.20
-(pkg/proxy/iptables/proxier.go), nftables mode as of 1.31 to 1.35 (pkg/proxy/nftables/proxier.go), the hashed names included.
+(pkg/proxy/iptables/proxier.go), nftables mode as of 1.31 to 1.35 (pkg/proxy/nftables/proxier.go), the hashed names included; IPVS
+mode is in `netpath.lab.ipvs`.
 The text is made here by pure functions; `make` loads it into the nodes, and adds what kube-proxy and the administrator set.
 """
 
@@ -382,6 +383,13 @@ def make(build: Build) -> None:
     for number, node in enumerate(build.state.nodes, start=1):
         space = build.space(node.name)
         space.sysctl("net.bridge.bridge-nf-call-iptables", 1, optional=True)
+        if options.services == "ipvs":
+            # Here, as that file needs this one's services.
+            from netpath.lab import ipvs
+
+            ipvs.make(space, services, node=node.name, node_address=node.addresses[0], pod_network=options.pod_network)
+            # Its own rules bring the external addresses to every node.
+            continue
         if options.services == "nftables":
             rules = nftables_rules(services, pod_network=options.pod_network, node=node.name, node_address=node.addresses[0])
             space.run("nft", "-f", "-", stdin=rules)

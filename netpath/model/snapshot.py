@@ -372,6 +372,46 @@ class Socket:
 
 
 @dataclass(frozen=True, slots=True)
+class IpvsBackend:
+    """A real server of a virtual one."""
+
+    address: str
+    port: int
+    weight: int
+    """0: it gets no new connections."""
+    method: str
+    """How packets get there: ``masq`` (NAT), ``local``, ``tunnel``, ``route`` or ``bypass``."""
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualServer:
+    """A service of IPVS in a namespace, by address and port or by firewall mark."""
+
+    family: int
+    protocol: str | None
+    """``tcp``, ``udp``, ``sctp``; None with a mark."""
+    address: str | None
+    port: int | None
+    """0: every port that no other virtual server of the address has."""
+    scheduler: str
+    fwmark: int | None = None
+    flags: tuple[str, ...] = ()
+    """``persistent``, ``onepacket``, ..."""
+    timeout: int | None = None
+    """Seconds for which a client keeps its backend, if persistent."""
+    backends: tuple[IpvsBackend, ...] = ()
+    """In the kernel's order."""
+
+    @property
+    def title(self) -> str:
+        """As ``ipvsadm -Ln`` begins its line: ``TCP 10.96.0.1:443 rr``."""
+        if self.fwmark is not None:
+            return f"FWM {self.fwmark} {self.scheduler}"
+        shown = f"[{self.address}]" if self.family == 6 else self.address
+        return f"{(self.protocol or '').upper()} {shown}:{self.port} {self.scheduler}"
+
+
+@dataclass(frozen=True, slots=True)
 class Namespace:
     """A network namespace with all that decides where its packets go."""
 
@@ -399,6 +439,8 @@ class Namespace:
     xfrm_policies: int | None = None
     problems: tuple[str, ...] = ()
     """What could not be read of this namespace, one line each."""
+    ipvs: tuple[VirtualServer, ...] | None = None
+    """Virtual servers of the kernel's load balancer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ from netpath.model.index import canonical
 from netpath.model.snapshot import Link, NextHop
 from netpath.predict import addresses as ip
 from netpath.predict.checks import Refusal, inside, martian, setting, validate_source
-from netpath.predict.engine import Engine, Then, Walk
+from netpath.predict.engine import Then, Walk
 from netpath.predict.host import Host
+from netpath.predict.ipvs import LoadBalancer
 from netpath.predict.packet import USER_SPACE, Frame, Packet
 from netpath.predict.route import PROTOCOL_NUMBERS, Choice, Lookup, Query, describe_rule, lookup, source_for
 
@@ -33,7 +34,7 @@ def _in_reason(family: int, found: Lookup) -> str:
     return "NOT_SPECIFIED" if found.error == "EINVAL" else "IP_INNOROUTES"
 
 
-class Layer3(Engine):
+class Layer3(LoadBalancer):
     """`send`, `arrive`, and what lies between them and the devices."""
 
     def _query(self, host: Host, walk: Walk, packet: Packet, *, src: str | None, iif: int | None, oif: int | None) -> Query:
@@ -144,6 +145,9 @@ class Layer3(Engine):
         before = (packet.src, packet.dst, packet.sport, packet.dport, packet.tos, walk.mark)
 
         def then(child: Walk, changed: Packet) -> None:
+            local: Then = lambda each, seen: self._post(each, host, link, seen, found, choice)  # noqa: E731
+            if self.virtual_server(child, host, None, changed, "output", local):
+                return
             if (changed.src, changed.dst, changed.sport, changed.dport, changed.tos, child.mark) == before:
                 self._post(child, host, link, changed, found, choice)
             else:
@@ -399,4 +403,10 @@ class Layer3(Engine):
     def _local_in(self, walk: Walk, host: Host, link: Link, packet: Packet) -> None:
         packet = replace(packet, fragment=None)
         self._transform(walk, host, link, "input")
-        self.hook(walk, host, "input", packet, lambda child, seen: self.deliver(child, host, link, seen), in_link=link)
+
+        def then(child: Walk, seen: Packet) -> None:
+            local: Then = lambda each, changed: self.deliver(each, host, link, changed)  # noqa: E731
+            if not self.virtual_server(child, host, link, seen, "input", local):
+                local(child, seen)
+
+        self.hook(walk, host, "input", packet, then, in_link=link)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -12,21 +14,37 @@ NEEDS = {
     "flannel-ipip": "ipip",
     "calico-ipip": "ipip",
     "calico-ipip-crosssubnet": "ipip",
+    "kube-ipvs": "ipvs",
 }
-"""Lab modes -> the link kind without which they can't be built."""
+"""Lab modes -> the link kind (or ipvs) without which they can't be built."""
+
+IPVSADM = ("ipvsadm", "libnl-3-200", "libnl-genl-3-200", "libpopt0")
+"""The packages of the load balancer's own tool."""
 
 
 def has(kind: str) -> bool:
     """Whether this kernel makes such devices, tried in a namespace of its own."""
     with namespaces(1) as (one,):
-        words = ["ip", "-n", one.name, "link", "add", "name", "probe0"]
-        extra = ["link", "lo", "type", kind, "id", "7"] if kind == "vlan" else ["type", kind]
+        words = ["type", kind]
         if kind == "ipip":
-            extra += ["local", "192.0.2.1", "remote", "192.0.2.2"]
-        made = subprocess.run([*words, *extra], capture_output=True, check=False)
+            words += ["local", "192.0.2.1", "remote", "192.0.2.2"]
+        elif kind == "vlan":
+            one.ip("link", "add", "name", "below0", "type", "bridge")
+            words = ["link", "below0", *words, "id", "7"]
+        made = subprocess.run(["ip", "-n", one.name, "link", "add", "name", "probe0", *words], capture_output=True, check=False)
         return made.returncode == 0
 
 
+def has_ipvs() -> bool:
+    """Whether the kernel has its load balancer, or loads it when asked."""
+    if shutil.which("modprobe") is not None:
+        subprocess.run(["modprobe", "--quiet", "ip_vs"], capture_output=True, check=False)
+    return Path("/proc/net/ip_vs").exists()
+
+
 def need(kind: str) -> None:
-    if not has(kind):
+    if kind == "ipvs":
+        if not has_ipvs():
+            pytest.skip("this kernel lacks IPVS")
+    elif not has(kind):
         pytest.skip(f"this kernel lacks the link kind {kind}")

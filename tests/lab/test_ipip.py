@@ -32,7 +32,7 @@ def trace(made: Lab, source: str, target: str, protocol: str = "udp") -> TraceRu
 
 def recognised(made: Lab) -> dict[str, list[tuple[str, str]]]:
     """The datapaths of the lab's nodes, by namespace: what `inventory` shows."""
-    found = recognise(take(only=[member.inode for member in (*made.nodes, *made.pods)]))
+    found = recognise(take(only=[Space(name).inode for name in made.namespaces]))
     return {node.netns: [(each.cni, each.mode) for each in found[node.netns]] for node in made.nodes}
 
 

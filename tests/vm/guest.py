@@ -71,6 +71,10 @@ $b mount -t 9p -o $opt share /new/run/share || echo "guest: no share"
 $b mount -o bind /ro@TREE@/lib/modules /new/lib/modules || echo "guest: no modules"
 for d in @KEEP@; do $b mkdir -p /new$d; $b mount -o bind /ro$d /new$d || echo "guest: no $d"; done
 $b ip link set lo up
+# The kernel starts modprobe in the first root file system, which is this archive: modules are loaded on demand as on any machine.
+printf '#!/bin/busybox sh\nexec /bin/busybox chroot /new /sbin/modprobe "$@"\n' > /bin/modprobe
+$b chmod 755 /bin/modprobe
+echo /bin/modprobe > /proc/sys/kernel/modprobe
 $b chroot /new /bin/sh /run/share/command
 echo $? > /new/run/share/exit
 $b sync

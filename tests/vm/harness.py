@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import shutil
@@ -10,6 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from netpath.errors import MissingError
+from netpath.lab import guests
+from tests.lab import kinds
 from tests.vm.guest import Outcome, boot
 from tests.vm.kernels import CACHE, Kernel
 from tests.vm.reporter import SHARE
@@ -36,6 +40,9 @@ exit $code
 
 def run(kernel: Kernel, arguments: Sequence[str], share: Path, *, seconds: float) -> Outcome:
     """Boot, and run pytest with these arguments. Compiled programs are kept for the next boot of the kernel: compiling takes a minute there."""
+    # What the guest can't fetch, as it has no network. Without one here either, the tests that need it say so.
+    with contextlib.suppress(MissingError):
+        guests.fetch("ipvsadm", kinds.IPVSADM)
     kept = CACHE / f"programs-{kernel.release}"
     if kept.is_dir():
         shutil.copytree(kept, share / "programs")

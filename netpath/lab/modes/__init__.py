@@ -13,6 +13,7 @@ from netpath.lab.modes.flannel import HOSTGW, VXLAN
 from netpath.lab.modes.flannel_docker import FLANNEL_DOCKER
 from netpath.lab.modes.flannel_ipip import IPIP
 from netpath.lab.modes.flannel_udp import UDP
+from netpath.lab.modes.kube_ipvs import KUBE_IPVS
 from netpath.lab.modes.ptp import PTP
 
 MODES: tuple[Mode, ...] = (
@@ -20,6 +21,7 @@ MODES: tuple[Mode, ...] = (
     HOSTGW,
     UDP,
     IPIP,
+    KUBE_IPVS,
     BRIDGE,
     PTP,
     BGP,
