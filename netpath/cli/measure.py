@@ -52,6 +52,12 @@ def run(
     no_baseline: Annotated[
         bool, typer.Option("--no-baseline", help="Leave out the same probes between the nodes' own sockets.")
     ] = False,
+    load: Annotated[
+        bool, typer.Option("--load", help="Then run TCP and UDP streams on both ways: throughput, and CPU time for it.")
+    ] = False,
+    load_seconds: Annotated[
+        float, typer.Option("--load-seconds", min=0.1, max=60, help="How long each stream lasts, in all, on each way.")
+    ] = 2.0,
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.01, max=60, help="Seconds to wait for the end of a burst's probes.")
     ] = 1.0,
@@ -76,6 +82,7 @@ def run(
         ttl=ttl,
         timeout=timeout,
         ring_bytes=buffer,
+        load_seconds=load_seconds if load else None,
     )
     from netpath.measure.session import run as measure
     from netpath.render.measure import Bar
@@ -111,6 +118,7 @@ def content(done: Measurement) -> dict[str, Any]:
         baseline["paths"] = jsonable(done.underlay.paths)
         for path, number in zip(baseline["paths"], done.underlay_series, strict=True):
             path["series"] = number
+    loads = {} if done.load is None else {"load": jsonable(done.load)}
     return document | {
         "series": jsonable(done.series),
         "comparisons": jsonable(done.comparisons),
@@ -118,6 +126,7 @@ def content(done: Measurement) -> dict[str, Any]:
         "conntrack": jsonable(done.conntrack),
         "stopped": done.stopped,
         "rate": done.rate,
+        **loads,
     }
 
 

@@ -15,13 +15,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from netpath.errors import NetpathError
 from netpath.measure import robust
 from netpath.measure.robust import Interval
 from netpath.measure.station import Station, Swallowed
+from netpath.model.snapshot import DeviceId
+
+if TYPE_CHECKING:
+    from netpath.measure.baseline import Underlay
+    from netpath.measure.result import Measurement
+    from netpath.model.index import SnapshotIndex
 
 SEED = 20
 DRAIN_SECONDS = 0.5
@@ -207,3 +214,45 @@ def summarise(protocol: str, path: Sequence[Slice], underlay: Sequence[Slice], s
 def _cpu(slices: Sequence[Slice]) -> float | None:
     known = [each.cpu_ns for each in slices if each.cpu_ns is not None]
     return statistics.median(known) if known else None
+
+
+def beside(done: Measurement, underlay: Underlay | None, seconds: float) -> tuple[tuple[Load, ...], str | None]:
+    """TCP and UDP streams between the ends of a measurement and on its underlay; with a line on where they did not go.
+
+    They go to a receiver of our own beside the workload's sockets, so that a translation on the way to those (a service, a published
+    port) is passed by. Raises NetpathError when the receiving end is not here or nothing gets through.
+    """
+    index, flow = done.index, done.flow
+    path = next((each for each in done.trace.prediction.paths if each.outcome in ("delivered", "rejected") and each.hops), None)
+    if path is None or (path.delivery is not None and path.delivery.to == "wire"):
+        raise NetpathError("the receiving end is not on this machine")
+    inode = (path.delivery.netns if path.delivery is not None else path.hops[-1].netns).inode
+    address, note = flow.dst, None
+    if not any(device.netns == inode for device in index.holders(flow.dst)):
+        address = _own_address(index, inode, flow.family)
+        note = f"the load went to {address} itself: {flow.dst} is translated on the way"
+    with ExitStack() as stack:
+
+        def route(source: int, target: int, to: str) -> Route:
+            station = stack.enter_context(Station(_entry(index, target), to))
+            return Route(_entry(index, source), station, (to, station.udp), (to, station.tcp))
+
+        ours = route(flow.netns, inode, address)
+        theirs = route(underlay.source, underlay.destination, underlay.address) if underlay is not None else None
+        return tuple(load(ours, theirs, protocol, seconds) for protocol in ("tcp", "udp")), note
+
+
+def _entry(index: SnapshotIndex, inode: int) -> str:
+    namespace = index.namespace(inode)
+    if namespace is None or not namespace.paths:
+        raise NetpathError(f"no file or process leads into {index.netns_ref(inode).name} any more")
+    return namespace.paths[0]
+
+
+def _own_address(index: SnapshotIndex, inode: int, family: int) -> str:
+    namespace = index.namespace(inode)
+    for each in namespace.addresses if namespace is not None else ():
+        link = index.link(DeviceId(inode, each.device))
+        if each.family == family and each.scope == "global" and link is not None and link.kind != "loopback":
+            return each.address
+    raise NetpathError(f"{index.netns_ref(inode).name} has no IPv{family} address to send to")

@@ -45,6 +45,8 @@ class MeasureRequest:
     ttl: int = 64
     timeout: float = 1.0
     ring_bytes: int = 1 << 20
+    load_seconds: float | None = None
+    """Afterwards, with nothing armed, run streams for this long on each way and by each protocol; None: don't."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from netpath.model.path import ABSENT, Stats, Trace
 
 if TYPE_CHECKING:
     from netpath.endpoints import Endpoint
+    from netpath.measure.load import Load
     from netpath.model.index import SnapshotIndex
     from netpath.model.packet import Flow
     from netpath.model.snapshot import Snapshot
@@ -123,6 +124,8 @@ class Measurement:
     rate: float
     times: tuple[tuple[float, ...], ...]
     """For each series the one-way times of all that were delivered, ascending. Not in the JSON."""
+    load: tuple[Load, ...] | None
+    """None: not asked for."""
     snapshot: Snapshot
     index: SnapshotIndex
     flow: Flow

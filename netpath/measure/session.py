@@ -40,6 +40,7 @@ Progress = Callable[[str], None]
 Tick = Callable[[int, int], None]
 LEAST_ROUNDS = 20
 """Rounds before a measurement may end early: an interval of fewer values is not worth much."""
+LOADING = "sending streams"
 EVALUATING = "evaluating what was seen"
 
 
@@ -57,6 +58,21 @@ def run(request: MeasureRequest, *, progress: Progress = lambda text: None, tick
 
     Raises UsageError, MissingError, InconclusiveError (no room for new flows) and NetpathError (no way to the destination).
     """
+    done, underlay = _probed(request, progress, tick)
+    if request.load_seconds is None:
+        return done
+    from netpath.measure import load as loads
+
+    progress(LOADING)
+    try:
+        made, note = loads.beside(done, underlay, request.load_seconds)
+    except NetpathError as error:
+        made, note = (), f"no load: {error}"
+    notes = (*done.trace.notes, note) if note else done.trace.notes
+    return replace(done, load=made, trace=replace(done.trace, notes=notes))
+
+
+def _probed(request: MeasureRequest, progress: Progress, tick: Tick) -> tuple[Measurement, baselines.Underlay | None]:
     asked = TraceRequest(
         request.source,
         request.destination,
@@ -90,12 +106,13 @@ def run(request: MeasureRequest, *, progress: Progress = lambda text: None, tick
         way = _way(injector, flow, request.source, snapshot, index, nonce, base)
         flow = way.flow
         ways = {plan.PATH: way}
-        baseline = Baseline(False, "switched off")
+        baseline, underlay = Baseline(False, "switched off"), None
         if request.baseline:
             found = baselines.find(way.prediction, index, flow.family)
             if isinstance(found, str):
                 baseline = Baseline(False, found)
             else:
+                underlay = found
                 ways[plan.UNDERLAY] = _underlay(found, flow, stack, snapshot, index, nonce, base)
                 names = [index.netns_ref(inode).name for inode in (found.source, found.destination)]
                 baseline = Baseline(True, None, names[0], names[1], found.source_address, found.address)
@@ -144,7 +161,7 @@ def run(request: MeasureRequest, *, progress: Progress = lambda text: None, tick
         notes = [slowed] if slowed else []
         if stopped == "conntrack":
             notes.append("stopped early: the conntrack table on the way has no room for more new flows")
-        return _measurement(
+        measured = _measurement(
             request,
             runner,
             ways,
@@ -156,6 +173,7 @@ def run(request: MeasureRequest, *, progress: Progress = lambda text: None, tick
             ),
             ends=(source, destination),
         )
+        return measured, underlay
 
 
 def _way(injector: Injector, flow: Flow, source: str, snapshot: Snapshot, index: SnapshotIndex, nonce: int, base: int) -> Way:
@@ -350,6 +368,7 @@ def _measurement(
         stopped=found.stopped,
         rate=found.rate,
         times=tuple(tuple(sorted(runner.delivered[each.number])) for each in runner.planned),
+        load=None,
         snapshot=found.snapshot,
         index=found.index,
         flow=ways[plan.PATH].flow,

@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from netpath.lab.compare import FAILS, HOLDS, Comparison, ModeResult, Ratio
 from netpath.render.json import jsonable
+from netpath.render.measure import bits
 from netpath.render.text import Screen, clean, duration, fold
 
 _COST = (
@@ -62,14 +63,6 @@ def _ratio(ratio: Ratio | None) -> str:
     if ratio is None:
         return "-"
     return _factor(ratio.value) + (f" [{_factor(ratio.ci95[0])}, {_factor(ratio.ci95[1])}]" if ratio.ci95 else "")
-
-
-def bits(value: float) -> str:
-    """``3.95 Gbit/s``"""
-    for limit, factor, unit in ((999.5e3, 1e3, "kbit/s"), (999.5e6, 1e6, "Mbit/s")):
-        if value < limit:
-            return f"{value / factor:.3g} {unit}"
-    return f"{value / 1e9:.3g} Gbit/s"
 
 
 def _number(value: int | None) -> str:

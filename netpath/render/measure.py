@@ -10,6 +10,7 @@ from types import TracebackType
 
 from tabulate import tabulate
 
+from netpath.measure.load import Load
 from netpath.measure.plan import PATH
 from netpath.measure.result import Comparison, Measurement, SeriesResult, StageShare
 from netpath.measure.robust import Histogram, Interval
@@ -100,6 +101,30 @@ def encapsulation(measurement: Measurement) -> str:
     return clean(kinds[0]) if kinds else ""
 
 
+def bits(value: float) -> str:
+    """``3.95 Gbit/s``"""
+    for limit, factor, unit in ((999.5e3, 1e3, "kbit/s"), (999.5e6, 1e6, "Mbit/s")):
+        if value < limit:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value / 1e9:.3g} Gbit/s"
+
+
+def load_line(load: Load) -> str:
+    """``load, TCP: 3.95 Gbit/s, 0.66x underlay [0.61, 0.70]; CPU 3.20 µs a kilobyte, 1.54x underlay``"""
+    text = f"load, {load.protocol.upper()}"
+    text += f" {load.size} bytes: " if load.size is not None else ": "
+    text += bits(load.path_bits_per_second)
+    if load.ratio is not None:
+        text += f", {load.ratio:.2f}x underlay{_span(load.ratio_ci95, plain=True)}"
+    if load.path_lost:
+        text += f", {load.path_lost:.0%} lost"
+    if load.path_cpu_ns is not None:
+        text += f"; CPU {duration(load.path_cpu_ns)} a {load.cpu_unit}"
+        text += f", {load.cpu_ratio:.2f}x underlay" if load.cpu_ratio is not None else ""
+        text += f" ({load.cpu_source.partition(':')[0]})"
+    return text
+
+
 def _flow(flow: str) -> str:
     return {"new": "new flows", "established": "established flow"}.get(flow, flow)
 
@@ -157,6 +182,9 @@ def measurement_text(measurement: Measurement, screen: Screen, *, wide: bool = F
     for comparison in measurement.comparisons:
         lines += fold(headline(comparison, measurement), screen.width, rest="  ")
     if measurement.comparisons:
+        lines.append("")
+    lines += [line for load in measurement.load or () for line in fold(load_line(load), screen.width, rest="  ")]
+    if measurement.load:
         lines.append("")
     lines += [series_table(measurement.series, wide=wide), ""]
     lines += _stages(measurement, screen)

@@ -302,6 +302,22 @@ _BASELINE = obj(
         "paths": where(many(_path(trace=True, measured=True))),
     }
 )
+_LOAD = obj(
+    {
+        "protocol": must(word("tcp", "udp")),
+        "size": maybe(INT),
+        "slices": must(INT),
+        "seconds": must(NUMBER),
+        "path_bits_per_second": must(NUMBER),
+        **{
+            name: maybe(NUMBER)
+            for name in ("underlay_bits_per_second", "ratio", "path_lost", "path_cpu_ns", "underlay_cpu_ns", "cpu_ratio")
+        },
+        "ratio_ci95": maybe(_interval),
+        "cpu_unit": must(word("packet", "kilobyte")),
+        "cpu_source": must(TEXT),
+    }
+)
 MEASUREMENT = obj(
     _trace(measured=True)
     | {
@@ -311,6 +327,7 @@ MEASUREMENT = obj(
         "conntrack": must(many(obj({"netns": must(TEXT), "before": must(INT), "after": must(INT), "limit": must(INT)}))),
         "stopped": must(word("count", "precision", "conntrack")),
         "rate": must(NUMBER),
+        "load": where(many(_LOAD)),
     }
 )
 _RATIO = obj({"value": must(NUMBER), "ci95": maybe(_interval)})

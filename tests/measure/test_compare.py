@@ -20,7 +20,8 @@ from netpath.measure import load
 from netpath.measure.load import Route, Slice
 from netpath.measure.result import StageShare
 from netpath.measure.station import Station
-from netpath.render.compare import bits, comparison_html, comparison_markdown, comparison_text
+from netpath.render.compare import comparison_html, comparison_markdown, comparison_text
+from netpath.render.measure import bits
 from netpath.render.text import Screen
 from tests.cli import contract
 from tests.cli.command import netpath, one_line

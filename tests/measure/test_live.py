@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -142,6 +143,43 @@ def test_lost_events_make_it_partial(labs: dict[str, lab.Lab]) -> None:
     """A page holds fewer events than one round of probes makes."""
     document = measured(labs["flannel-vxlan"], "--udp", "--count", "5", "--buffer", "4096", "--timeout", "0.05", code=4)
     assert document["completeness"]["verdict"] == "PARTIAL" and document["completeness"]["lost_events"] > 0
+
+
+def test_a_load_on_both_ways(labs: dict[str, lab.Lab]) -> None:
+    document = measured(labs["flannel-vxlan"], "--udp", "--count", "5", "--load", "--load-seconds", "1")
+    tcp, udp = document["load"]
+    assert (tcp["protocol"], tcp["cpu_unit"], tcp["path_lost"]) == ("tcp", "kilobyte", None)
+    assert (udp["protocol"], udp["cpu_unit"], udp["size"]) == ("udp", "packet", 1400)
+    for each in (tcp, udp):
+        assert each["path_bits_per_second"] > 1e5 and each["underlay_bits_per_second"] > 1e5
+        assert each["ratio"] == pytest.approx(each["path_bits_per_second"] / each["underlay_bits_per_second"], rel=1e-2)
+        assert each["path_cpu_ns"] > 0 and "/proc/stat" in each["cpu_source"]
+
+
+def test_a_load_where_nobody_lets_it_through(labs: dict[str, lab.Lab]) -> None:
+    made = labs["flannel-hostgw"]
+    node = made.node("node2").path
+    rule = [
+        "iptables-nft",
+        "-I",
+        "FORWARD",
+        "-d",
+        made.pod("pod2a").address,
+        "-p",
+        "tcp",
+        "!",
+        "--dport",
+        "7070:7071",
+        "-j",
+        "REJECT",
+    ]
+    subprocess.run(["nsenter", f"--net={node}", *rule], check=True)
+    try:
+        document = measured(made, "--udp", "--count", "5", "--load", "--load-seconds", "0.2")
+    finally:
+        rule[1] = "-D"
+        subprocess.run(["nsenter", f"--net={node}", *rule], check=True)
+    assert document["load"] == [] and any(note.startswith("no load: ") for note in document["notes"])
 
 
 def test_the_table(labs: dict[str, lab.Lab]) -> None:
