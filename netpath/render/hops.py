@@ -168,6 +168,22 @@ def _tabulate(rows: list[list[str]], columns: Sequence[str]) -> str:
     return tabulate(rows, headers=list(columns), tablefmt="plain", colalign=aligned if rows else None, disable_numparse=True)
 
 
+def stage_table(path: Path) -> str:
+    """What the time between the hops was spent on, one line for each stage."""
+    rows = []
+    for stage in path.stages:
+        if stage.ns is None:
+            continue
+        detail = ", ".join(f"{clean(str(name))} {clean(str(value))}" for name, value in stage.detail.items())
+        to = "socket" if stage.from_hop == stage.to_hop else str(stage.to_hop)
+        times = [duration(value) for value in (stage.ns.mean, stage.ns.p50, stage.ns.p99)]
+        added = f"{stage.bytes:+d}" if stage.bytes else ""
+        rows.append([f"{stage.from_hop or 'call'} > {to}", stage.stage, *times, added, detail])
+    columns = ("BETWEEN", "STAGE", "TIME", "P50", "P99", "BYTES", "")
+    aligned = ("left", "left", "right", "right", "right", "right", "left")
+    return tabulate(rows, headers=columns, tablefmt="plain", colalign=aligned, disable_numparse=True) if rows else ""
+
+
 def translation_lines(translations: Iterable[Translation], width: int) -> list[str]:
     """One line for each rewrite, and one below it for the rule behind it."""
     lines: list[str] = []
@@ -234,7 +250,9 @@ def _totals(path: Path) -> str | None:
             parts[-1] += f", {duration(encap['ns'].mean)} ({encap['share']:.0%} of the way)"
     else:
         parts.append("no encapsulation")
-    parts.append(_count(path.overhead["nat"]["translations"], "translation"))
+    nat, conntrack = path.overhead["nat"], path.overhead["conntrack"]
+    parts.append(_count(nat["translations"], "translation") + (f", nat {duration(nat['ns'].mean)}" if nat["ns"] else ""))
+    parts += [f"conntrack {duration(conntrack['ns'].mean)}"] if conntrack["ns"] else []
     if user["crossings"]:
         parts.append(_count(user["crossings"], "user-space segment") + (f", {duration(user['ns'].mean)}" if user["ns"] else ""))
     if whole is not None:
@@ -259,6 +277,8 @@ def _title(path: Path, number: int, count: int, kind: str) -> str:
 
 def _path(path: Path, title: str, screen: Screen, *, wide: bool) -> list[str]:
     lines = [screen.style(title, "head"), hop_table(path.hops, screen, wide=wide) if path.hops else "  (no device was reached)"]
+    if wide and (table := stage_table(path)):
+        lines += ["stages:", *(f"  {line}" for line in table.splitlines())]
     rewrites = translation_lines(path.translations, screen.width)
     if rewrites:
         lines += ["translations:", *rewrites]

@@ -8,14 +8,16 @@ Order of the hooks: net/ipv4/ip_input.c, ip_forward.c, ip_output.c; priorities: 
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from netpath.model.event import LOCAL_IN_PRIORITY, LOCAL_OUT_PRIORITY, Boundary, Event, Stamp
-from netpath.model.index import SnapshotIndex, forwards
+from netpath.model.index import SnapshotIndex
 from netpath.model.packet import Headers, Ipv4, Ipv6
 from netpath.model.path import Prediction
+from netpath.model.snapshot import Namespace
 
 LOWEST, HIGHEST = -(2**31) + 1, 2**31 - 2
 """The first and the last priority are not given to eBPF programs (net/netfilter/nf_bpf_link.c)."""
@@ -95,10 +97,16 @@ def plan(prediction: Prediction, index: SnapshotIndex) -> Registered:
             rules = RulesetEvaluator(namespace)
             index.prepared[key] = {(family, hook): rules.registered(hook, family) for family in (4, 6) for hook in HOOKS}
         registered = index.prepared[key]
-        if not forwards(namespace) and not namespace.addresses and not any(registered.values()):
+        if not any(registered.values()) and not _has_ip(namespace):
             continue  # a bridge and its ports: no packet gets to IP here
         found |= {(inode, family, hook): registered[family, hook] for family in sorted(families) for hook in HOOKS}
     return Registered(found)
+
+
+def _has_ip(namespace: Namespace) -> bool:
+    """It holds an address by which others may know it: not of the loopback, not of the link alone."""
+    held = [ipaddress.ip_address(item.address.partition("%")[0]) for item in namespace.addresses]
+    return any(not address.is_loopback and not address.is_link_local for address in held)
 
 
 def outer_family(headers: Headers) -> int | None:

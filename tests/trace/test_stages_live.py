@@ -1,0 +1,135 @@
+"""Stages of real packets, with rules that are really there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from netpath.cli.trace import exit_code
+from netpath.ebpf import sys as bpf
+from netpath.ebpf.tracer import Tracer
+from netpath.model import nonce as layout
+from netpath.model.path import Path
+from netpath.trace.request import TraceRequest
+from netpath.trace.session import run
+from tests.netns import Netns
+from tests.topology import ECHO_PORT, Overlay, Shape, overlay
+
+pytestmark = [pytest.mark.root, pytest.mark.ebpf]
+
+
+@pytest.fixture(scope="module", params=[4, 6])
+def made(request: pytest.FixtureRequest) -> Iterator[Overlay]:
+    with overlay(Shape(family=request.param)) as found:
+        tool = "iptables" if request.param == 4 else "ip6tables"
+        node = found.nodes[0]
+        # Where it is on, bridged packets cross these hooks at the bridge's port already.
+        with contextlib.suppress(FileNotFoundError):
+            node.sysctl(f"net.bridge.bridge-nf-call-{tool}", 0)
+        node.run(tool, "-A", "FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP")
+        node.run(tool, "-t", "nat", "-A", "POSTROUTING", "-p", "sctp", "-j", "ACCEPT")
+        yield found
+
+
+def traced(made: Overlay, protocol: str = "udp", **options: object) -> Path:
+    port = "" if protocol == "icmp" else f":{ECHO_PORT}"
+    names = made.pods[0][0].name, made.pods[1][0].name
+    asked = TraceRequest(f"netns:{names[0]}", f"netns:{names[1]}{port}", protocol, count=3, **options)  # type: ignore[arg-type]
+    result = run(asked).trace
+    assert result.outcome == "delivered" and result.completeness.verdict == "COMPLETE", result.completeness
+    (path,) = [path for path in result.paths if path.direction == "forward"]
+    assert [hop.status for hop in path.hops] == ["observed"] * 12
+    for hop in path.hops[1:]:
+        inside = [stage.ns for stage in path.stages if stage.to_hop == hop.index == stage.from_hop + 1]
+        assert hop.segment_ns is not None and {ns.count for ns in inside if ns} == {3}
+        assert sum(ns.mean for ns in inside if ns) == pytest.approx(hop.segment_ns.mean)
+    return path
+
+
+def spent(path: Path, hop: int) -> list[str]:
+    """The stages of the segment that ends at a hop."""
+    return [stage.stage for stage in path.stages if stage.from_hop == hop - 1 and stage.to_hop == hop]
+
+
+@pytest.mark.parametrize("protocol", ["udp", "tcp", "icmp"])
+def test_a_routed_segment_is_split_by_what_is_registered(made: Overlay, protocol: str) -> None:
+    path = traced(made, protocol)
+    # cni0 rx -> the tunnel's tx on the node that has rules, and on the one that has none.
+    assert spent(path, 4) == ["other", "conntrack", "nat", "route", "filter", "route", "nat", "other"]
+    assert spent(path, 10) == ["other", "route", "other"]
+    encap = [stage for stage in path.stages if stage.stage == "encap"]
+    assert [(stage.from_hop, stage.bytes) for stage in encap] == [(4, 50)]
+    assert path.overhead is not None and path.overhead["conntrack"]["ns"].mean > 0 < path.overhead["nat"]["ns"].mean
+    whole = sum(stage.ns.mean for stage in path.stages if stage.from_hop and stage.ns)
+    assert whole == pytest.approx(path.overhead["one_way_ns"].mean)
+
+
+def test_stages_can_be_left_out(made: Overlay) -> None:
+    path = traced(made, stages=False)
+    assert spent(path, 4) == ["other"]
+    assert path.overhead is not None and path.overhead["conntrack"] == {"ns": None, "share": None}
+
+
+def test_two_runs_mark_the_same_hooks_at_once(made: Overlay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel lets no two eBPF programs have one priority at a hook: the second run takes the next."""
+    inside: list[Path] = []
+    check = Tracer.self_check
+
+    def second(tracer: Tracer) -> None:
+        check(tracer)
+        if not inside:
+            monkeypatch.setattr(Tracer, "self_check", check)
+            inside.append(traced(made))
+
+    monkeypatch.setattr(Tracer, "self_check", second)
+    first = traced(made)
+    assert spent(first, 4) == spent(inside[0], 4) == ["other", "conntrack", "nat", "route", "filter", "route", "nat", "other"]
+
+
+def test_without_such_links_hops_and_exit_code_are_as_ever(made: Overlay, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = bpf.link_netfilter
+
+    def refuse(program: int, family: int, hook: int, priority: int) -> int:
+        if abs(priority) == 1000:
+            return real(program, family, hook, priority)
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(bpf, "link_netfilter", refuse)
+    names = made.pods[0][0].name, made.pods[1][0].name
+    result = run(TraceRequest(f"netns:{names[0]}", f"netns:{names[1]}:{ECHO_PORT}", "udp", count=2)).trace
+    assert result.completeness.verdict == "COMPLETE" and exit_code(result, None, None) == 0
+    assert result.completeness.missing_hooks and all("shown as other" in text for text in result.completeness.missing_hooks)
+    (path,) = result.paths
+    assert spent(path, 4) == ["other"]
+
+
+def test_marks_cost_other_packets_nothing_but_a_look(made: Overlay) -> None:
+    """A datagram of the same size without the mark, and one of another size with it, leave no stamp."""
+    from netpath.model.event import Boundary
+
+    node: Netns = made.nodes[0]
+    family = 6 if ":" in made.address(0, 0) else 4
+    import socket
+
+    nonce = layout.new_nonce()
+    with Tracer() as tracer:
+        tracer.load()
+        marks = {node.path: (Boundary(family, "output", 7, 9),)}
+        tracer.arm(nonce, count=5, tunnel_ports={}, payload=64, stages=marks)
+        assert tracer.missing_stages == ()
+        kind = socket.AF_INET6 if family == 6 else socket.AF_INET
+        address = "::1" if family == 6 else "127.0.0.1"
+        with node.socket(kind, socket.SOCK_DGRAM) as one, node.socket(kind, socket.SOCK_DGRAM) as other:
+            other.bind((address, 0))
+            other.settimeout(5)
+            for payload in (bytes(64), layout.pack(nonce, 1, 65), layout.pack(nonce, 9, 64), layout.pack(nonce, 3, 64)):
+                one.sendto(payload, other.getsockname())
+                assert other.recv(100) == payload
+        tracer.drain()
+        (only,) = tracer.take_stamps()
+    assert (only.netns, only.family, only.hook, only.priority, only.sequence) == (node.inode, family, "output", 7, 3)
+    assert only.skb and 0 < only.cost_ns < 10**6
