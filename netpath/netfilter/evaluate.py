@@ -137,7 +137,7 @@ class RulesetEvaluator:
             steps.append((priority, len(steps), step))
 
         if context.hook in ("prerouting", "output") and family in self._tracks:
-            add(CONNTRACK, lambda state: [Result("accept", replace(state, packet=nat.track(state.packet, self._entries)))])
+            add(CONNTRACK, lambda state: [Result("accept", replace(state, packet=nat.track(state.packet, context, self._entries)))])
         asked: list[tuple[int, int, Callable[[State], list[Result]]]] = []
         for table in self._tables:
             if table.family != family or (chain := table.chains.get(BUILT_IN.get(context.hook, ""))) is None:

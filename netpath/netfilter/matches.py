@@ -491,14 +491,25 @@ def _build(module: str, words: list[str], found: list[Match]) -> None:
         return
     if module and module not in MODULES:
         raise Misunderstood(f"match {' '.join([module, *words])[:120]}")
+    asks_state = "--ctstate" in words
     while words:
         word = words.pop(0)
         negate = word == "!"
         if negate:
             word = words.pop(0)
         match = _one(word, words, module)
-        if match is not None:
-            found.append(negated(match) if negate else match)
+        if match is None:
+            continue
+        match = negated(match) if negate else match
+        found.append(_of_connection(match, asks_state) if module in _OF_CONNECTION and word != "--ctstate" else match)
+
+
+_OF_CONNECTION = ("conntrack", "connmark")
+
+
+def _of_connection(match: Match, asks_state: bool) -> Match:
+    """Where there is no connection only its state decides, negated or not (xt_conntrack.c, xt_connmark.c)."""
+    return lambda scene: match(scene) if nat.tracked(scene.packet) is not None else asks_state
 
 
 def _recents(words: list[str]) -> list[Match]:

@@ -42,11 +42,13 @@ def untrack(packet: PacketState) -> PacketState:
     return replace(packet, connection=Connection("untracked", packet.protocol, flow, inverted(flow)))
 
 
-def track(packet: PacketState, entries: Sequence[ConntrackEntry]) -> PacketState:
-    """nf_conntrack_in: the connection of a known entry, else a new one, or none for what can't begin one."""
+def track(packet: PacketState, context: HookContext, entries: Sequence[ConntrackEntry]) -> PacketState:
+    """nf_conntrack_in: the connection it is known to belong to, else a new one, or none for what can't begin one."""
     if packet.connection is not None:
         return packet
-    found = next((known for entry in entries if (known := _recalled(entry, packet)) is not None), None)
+    found = context.recall(packet)
+    if found is None:
+        found = next((known for entry in entries if (known := _recalled(entry, packet)) is not None), None)
     if found is not None:
         return replace(packet, connection=found)
     flow = flow_of(packet)
@@ -102,7 +104,7 @@ def status(connection: Connection) -> tuple[int, int]:
     The hooks see a first packet before it is confirmed, and a first answer after SEEN_REPLY is set (nf_conntrack_in).
     """
     bits = unsure = 0
-    if connection.known or connection.state != "new":
+    if connection.known or connection.confirmed or connection.state != "new":
         bits |= CONFIRMED
     if connection.state == "established":
         bits |= SEEN_REPLY

@@ -298,8 +298,12 @@ class Native:
                 changed = self._mangle(body, state.at(reference), env)
                 for other in changed[1:]:
                     results += self._statements(chain, rule, expressions, number + 1, other, doubt, context, depth)
+                # What a map has no value for ends the rule (NFT_BREAK).
+                missed = state.share - sum(other.share for other in changed)
+                if missed > 1e-9:
+                    results.append(Result("continue", replace(state, share=missed)))
                 if not changed:
-                    return [*results, Result("continue", state)]
+                    return results
                 state = changed[0]
                 continue
             if kind == "xt":
@@ -401,7 +405,7 @@ class Native:
         if flags - {"random", "fully-random", "persistent"} or body.get("type_flags"):
             raise Unsure(f"{kind} with {', '.join(map(str, flags or body.get('type_flags')))}")
         any_port = bool(flags & {"random", "fully-random"})
-        state = state.at(reference)
+        untouched, state = state, state.at(reference)
         if nat.tracked(state.packet) is None:
             return [Result("accept", state, reference)]
         if kind in ("masquerade", "redirect"):
@@ -418,6 +422,7 @@ class Native:
         else:
             addresses = [(1.0, None)]
         results: list[Result] = []
+        missed = 1.0
         for chance, address in addresses:
             port_of_map = None
             if isinstance(address, Concat):
@@ -426,6 +431,7 @@ class Native:
             if "port" in body:
                 port_choices = self._ends(body["port"], env)
             for share, ports in port_choices:
+                missed -= chance * share
                 results += nat.bind(
                     state.times(chance * share),
                     env.context,
@@ -436,6 +442,8 @@ class Native:
                     None if ports is None else (int(ports[0]), int(ports[1])),
                     any_port,
                 )
+        if missed > 1e-9:
+            results.append(Result("continue", untouched.times(missed)))
         return results
 
     def _ends(self, body: Any, env: Env) -> Choice:

@@ -40,6 +40,8 @@ class Connection:
     destination_kind: str = "dnat"
     assured: bool | None = False
     """The kernel would not drop it early (IPS_ASSURED); None: this packet may be the one that makes it so."""
+    confirmed: bool = False
+    """This packet has left postrouting or input in its namespace: over the loopback device it meets rules again (nf_conntrack_confirm)."""
     known: bool = False
     """Taken from the snapshot's conntrack entries rather than made by this walk."""
 
@@ -87,6 +89,8 @@ class HookContext:
     redirect_target: Callable[[str | None], str | None] = lambda device: None
     """(in device, None for local output) -> the address that REDIRECT sends to."""
     device_group: Callable[[str], int] = lambda device: 0
+    recall: Callable[[PacketState], Connection | None] = lambda packet: None
+    """The connection that an earlier packet of the same exchange made here, if this one belongs to it; asked by conntrack, after raw."""
     is_local_socket: Callable[[PacketState], bool | None] = lambda packet: None
 
 

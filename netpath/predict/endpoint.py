@@ -103,6 +103,9 @@ class Endpoint(Engine):
 
     def _icmp(self, walk: Walk, host: Host, link: Link | None, packet: Packet) -> None:
         if packet.icmp_type in (0, 129):
+            if walk.asker != host.inode:
+                self.drop(walk, host, link, "NO_SOCKET", f"nobody in {host.name} waits for this echo reply")
+                return
             self._received(walk, host, link, packet, "socket")
             return
         switch = "net.ipv4.icmp_echo_ignore_all" if packet.family == 4 else "net.ipv6.icmp.echo_ignore_all"
@@ -112,10 +115,10 @@ class Endpoint(Engine):
         self._received(walk, host, link, packet, "responder")
 
     def _transport(self, walk: Walk, host: Host, link: Link | None, packet: Packet) -> None:
-        if walk.answering:
-            if walk.relays and walk.relays[-1].netns == host.inode:
-                self._answer_through(walk, host, packet)
-                return
+        if walk.asker is not None and walk.relays and walk.relays[-1].netns == host.inode:
+            self._answer_through(walk, host, packet)
+            return
+        if walk.asker == host.inode:
             self._received(walk, host, link, packet, "socket")
             return
         if host.namespace.sockets is None:
@@ -171,7 +174,7 @@ class Endpoint(Engine):
             before = FlowTuple(old.src, old.dst, old.sport, old.dport)
             after = FlowTuple(sent.src, sent.dst, sent.sport, sent.dport)
             rule = RuleRef(command, None, None) if command else None
-            child.rewrites.insert(position, ("proxy", child.answering, before, after, rule, "output", False, old.protocol))
+            child.rewrites.insert(position, ("proxy", child.asker is not None, before, after, rule, "output", False, old.protocol))
 
         self.later(walk, lambda: self.send(walk, host, fresh, source=source, announce=announce))
 

@@ -75,8 +75,8 @@ class Walk:
     """Connections that this walk left behind in each namespace."""
     relays: list[Relay] = field(default_factory=list)
     learned: Learned = field(default_factory=Learned)
-    answering: bool = False
-    """The packet is an answer: who asked is waiting for it."""
+    asker: int | None = None
+    """The packet is an answer, and a socket in this namespace is waiting for it."""
 
     def branch(self, share: float) -> Walk:
         return Walk(
@@ -98,7 +98,7 @@ class Walk:
             memory={key: list(value) for key, value in self.memory.items()},
             relays=list(self.relays),
             learned=self.learned.copy(),
-            answering=self.answering,
+            asker=self.asker,
         )
 
     def doubt(self, reason: str) -> None:
@@ -344,7 +344,7 @@ class Engine:
     # Rulesets
 
     def remember(self, walk: Walk, host: Host | None) -> None:
-        if walk.connection is not None and host is not None:
+        if walk.connection is not None and walk.connection.state not in ("untracked", "invalid") and host is not None:
             known = walk.memory.setdefault(host.inode, [])
             if walk.connection not in known:
                 known.append(walk.connection)
@@ -374,8 +374,6 @@ class Engine:
         """Ask the namespace's rulesets, and go on with every packet they let through."""
         if host.namespace.netfilter is None:
             walk.doubt(f"the rulesets of {host.name} are not in the snapshot")
-        if walk.connection is None:
-            walk.connection = self._recall(walk, host, packet)
         context = HookContext(
             hook=name,
             in_device=in_link.name if in_link is not None else None,
@@ -386,6 +384,7 @@ class Engine:
             address_type=lambda address, device: address_type(host, address, device),
             masquerade_source=lambda device, destination: masquerade_source(host, device, destination, walk.mark),
             redirect_target=lambda device: redirect_target(host, device, packet.family),
+            recall=lambda state: self._recall(walk, host, packet.after(state)),
             is_local_socket=lambda state: self.has_socket(host, packet.after(state), in_link),
         )
         outcomes = host.evaluator.run(packet.state(walk.mark, walk.connection), context)
@@ -416,6 +415,8 @@ class Engine:
             walk.stage("nat", hook=name, kind=rewrite.kind)
         walk.mark = outcome.packet.mark
         walk.connection = outcome.packet.connection
+        if name in ("postrouting", "input") and walk.connection is not None:
+            walk.connection = replace(walk.connection, confirmed=True)
         changed = packet.after(outcome.packet)
         if outcome.verdict == "accept":
             then(walk, changed)

@@ -67,12 +67,19 @@ def predict_reply(
     if not reached:
         return Prediction("uncertain", (), None)
     wanted = _keys(path)
-    there = max(reached, key=lambda each: (_likeness(_keys(each.path), wanted), each.path.share))
+
+    def likeness(each: Finished) -> tuple[int, int, float]:
+        """Ways of the same hops differ in what was made of the packet."""
+        ours, theirs = ([item.after for item in way.translations] for way in (each.path, path))
+        same = sum(one == other for one, other in zip(ours, theirs, strict=False)) - abs(len(ours) - len(theirs))
+        return _likeness(_keys(each.path), wanted), same, each.path.share
+
+    there = max(reached, key=likeness)
     assert there.packet is not None and there.netns is not None
     walker = Walker(index, evaluators)
     host = walker.host(there.netns)
     assert host is not None
-    walk = Walk(direction="return", answering=True)
+    walk = Walk(direction="return", asker=flow.netns)
     walk.memory = {key: list(value) for key, value in there.walk.memory.items()}
     walk.learned = there.walk.learned.copy()
     walk.relays = list(there.walk.relays)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from dataclasses import dataclass
 from random import Random
 
@@ -22,10 +24,10 @@ SETS = {
     ),
 }
 HOOKS_OF = {
-    "mangle": ("PREROUTING", "FORWARD", "POSTROUTING", "INPUT"),
-    "filter": ("FORWARD", "INPUT"),
-    "nat": ("PREROUTING", "POSTROUTING", "INPUT"),
-    "raw": ("PREROUTING",),
+    "mangle": ("PREROUTING", "FORWARD", "POSTROUTING", "INPUT", "OUTPUT"),
+    "filter": ("FORWARD", "INPUT", "OUTPUT"),
+    "nat": ("PREROUTING", "POSTROUTING", "INPUT", "OUTPUT"),
+    "raw": ("PREROUTING", "OUTPUT"),
 }
 
 
@@ -88,7 +90,7 @@ def condition(random: Random, hook: str, protocol: str) -> Condition:
         )
     if kind == "in":
         device = random.choice(("cl", "cl", "s1", "c+"))
-        if hook == "POSTROUTING":
+        if hook in ("POSTROUTING", "OUTPUT"):
             return Condition("-m mark --mark 0x0/0x80", "meta mark & 0x80 == 0")
         return Condition(f"{bang}-i {device}", f'iifname {unequal}"{device.replace("+", "*")}"')
     if kind == "out":
@@ -175,7 +177,7 @@ def action(random: Random, table: str, hook: str, protocol: str, chains: list[st
     if kind == "nat":
         server = random.choice(SERVERS[random.choice(("s1", "s2"))])
         port = random.choice(("", "", f":{random.choice(PORTS)}"))
-        if hook == "PREROUTING":
+        if hook in ("PREROUTING", "OUTPUT"):
             if protocol == "udp" and random.random() < 0.2:
                 to = random.choice(PORTS)
                 return Condition(f"-j REDIRECT --to-ports {to}", f"redirect to :{to}")
@@ -222,6 +224,34 @@ def _rule(random: Random, table: str, hook: str, chains: list[str]) -> Condition
     return Condition(" ".join([*xt, doing.xtables]).strip(), " ".join([*nft, doing.nft]).strip())
 
 
+def six(text: str) -> str:
+    """The same for IPv6: every octet of an address becomes 16 bits of one, prefixes grow with it, and words change their family."""
+
+    def address(found: re.Match[str]) -> str:
+        octets, prefix, port = found[1].split("."), found[2], found[3]
+        mapped = str(ipaddress.IPv6Address(f"fd00:0:0:0:{':'.join(f'{int(octet):x}' for octet in octets)}"))
+        if prefix:
+            whole, rest = divmod(int(prefix[1:]), 8)
+            mapped += f"/{64 + 16 * whole + (8 + rest if rest else 0)}"
+        return f"[{mapped}]{port}" if port else mapped
+
+    text = re.sub(r"\b(10\.\d+\.\d+\.\d+)(/\d+)?(:\d+)?", address, text)
+    for four, other in (
+        (r"\bip ([sd]addr)", r"ip6 \1"),
+        (r"\btable ip\b", "table ip6"),
+        (r"\bipv4_addr\b", "ipv6_addr"),
+        (r"\bicmp-port-unreachable", "icmp6-port-unreachable"),
+        (r"\bicmp-host-unreachable", "icmp6-addr-unreachable"),
+        (r"\bicmp-admin-prohibited", "icmp6-adm-prohibited"),
+        (r"\bicmp type host-unreachable", "icmpv6 type addr-unreachable"),
+        (r"\bicmp type", "icmpv6 type"),
+        (r"\b20([:-])45\b", r"40\g<1>65"),
+        (r"(create \S+ \S+)", r"\1 family inet6"),
+    ):
+        text = re.sub(four, other, text)
+    return text
+
+
 def ruleset(random: Random) -> Ruleset:
     xtables: list[str] = []
     nft: list[str] = ["table ip t {"]
@@ -252,9 +282,11 @@ def ruleset(random: Random) -> Ruleset:
             xtables.append(f":{hook} {policy.upper()} [0:0]")
             rules += [f"-A {hook} {rule.xtables}" for rule in made]
             if table == "nat":
-                header = f"type nat hook {hook.lower()} priority {-100 if hook == 'PREROUTING' else 100}"
+                header = f"type nat hook {hook.lower()} priority {-100 if hook in ('PREROUTING', 'OUTPUT') else 100}"
             else:
-                header = f"type filter hook {hook.lower()} priority {priorities[table]}"
+                # Only chains of type route look the way up again when they change a mark (nft_chain_route.c), as mangle does.
+                kind = "route" if (table, hook) == ("mangle", "OUTPUT") else "filter"
+                header = f"type {kind} hook {hook.lower()} priority {priorities[table]}"
             nft += [f"chain {table}-{hook} {{ {header}; policy {policy};", *(rule.nft for rule in made), "}"]
         xtables += [*rules, "COMMIT"]
     nft.append("}")

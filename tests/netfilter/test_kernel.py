@@ -1,33 +1,50 @@
-"""The kernel as oracle: random rulesets, loaded for real into a router, decide what the evaluator must say of each datagram and SYN."""
+"""The kernel as oracle: random rulesets, loaded for real into a router, decide what must be predicted for each datagram and SYN.
+
+The whole of the prediction is asked: discovery reads the router as it stands, `predict` walks a packet through it, and
+`predict_reply` the answer back.
+"""
 
 from __future__ import annotations
 
 import errno
-import ipaddress
+import re
 import select
 import socket
 import struct
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 
 import pytest
 
-from netpath.model.snapshot import Namespace, Netfilter, Xtables
-from netpath.netfilter import evaluator
-from netpath.netfilter.types import Evaluator, HookContext, HookOutcome, PacketState
+from netpath import discover
+from netpath.model.index import SnapshotIndex
+from netpath.model.packet import Flow, Ipv4, Ipv6, Tcp, Udp
+from netpath.model.path import Path
+from netpath.model.snapshot import Snapshot
+from netpath.predict import predict
+from netpath.predict.walker import predict_reply
 from tests.netfilter import rulesets
 from tests.netns import Netns, namespaces
 
 ROUTER = {"cl": "10.1.0.1", "s1": "10.2.0.1", "s2": "10.3.0.1"}
-NETWORKS = {"cl": "10.1.0.0/24", "s1": "10.2.0.0/24", "s2": "10.3.0.0/24"}
 SILENCE = 0.03
 """Seconds without anything seen at any end after which a packet counts as dropped; what arrives does so within microseconds."""
-RULESETS = 72
-"""For each of the three languages."""
-ICMP_CODES = {3: "icmp-port-unreachable", 1: "icmp-host-unreachable", 13: "icmp-admin-prohibited"}
+RULESETS = 48
+"""For each of the three languages in each family."""
+PACKETS = 6
+ICMP_CODES = {
+    4: {(3, 3): "icmp-port-unreachable", (3, 1): "icmp-host-unreachable", (3, 13): "icmp-admin-prohibited"},
+    6: {(1, 4): "icmp6-port-unreachable", (1, 3): "icmp6-addr-unreachable", (1, 1): "icmp6-adm-prohibited"},
+}
+WORDS = {
+    "icmpx-admin-prohibited": "icmp-admin-prohibited",
+    "icmp6-admin-prohibited": "icmp6-adm-prohibited",
+    "icmp6-adm-prohibited": "icmp6-adm-prohibited",
+}
+"""nft's names for what iptables calls otherwise."""
 
 pytestmark = pytest.mark.root
 
@@ -47,29 +64,44 @@ class Seen:
 class Bench:
     """Client, router and two servers; taps on the ends, sockets that receive on the servers and the router."""
 
-    def __init__(self, router: Netns, client: Netns, servers: dict[str, Netns]) -> None:
-        self.router, self.client = router, client
-        for name in ("all", "default"):
-            router.sysctl(f"net.ipv4.conf.{name}.send_redirects", 0)
-        for device, netns in {"cl": client, **servers}.items():
+    def __init__(self, family: int, router: Netns, client: Netns, servers: dict[str, Netns]) -> None:
+        self.family = family
+        self.ends = {"cl": client, **servers}
+        self.router = router
+        if family == 4:
+            for name in ("all", "default"):
+                router.sysctl(f"net.ipv4.conf.{name}.send_redirects", 0)
+        late = " nodad" if family == 6 else ""
+        for device, netns in self.ends.items():
             mac = f"02:00:00:00:00:{len(device):02x}"
             # Both ends have one MAC address and no ARP, so that no neighbour is ever asked for.
             router.batch(f"link add {device} address {mac} type veth peer e0 netns {netns.name} address {mac}")
-            router.batch(f"link set {device} arp off up", f"addr add {ROUTER[device]}/24 dev {device}")
+            router.batch(f"link set {device} arp off up", f"addr add {self.text(f'{ROUTER[device]}/24')} dev {device}{late}")
             own = [rulesets.CLIENT] if device == "cl" else list(rulesets.SERVERS[device])
             netns.batch(
-                *(f"addr add {one}/24 dev e0" for one in own), "link set e0 arp off up", f"route add default via {ROUTER[device]}"
+                *(f"addr add {self.text(f'{one}/24')} dev e0{late}" for one in own),
+                "link set e0 arp off up",
+                f"route add default via {self.text(ROUTER[device])} dev e0",
             )
-        router.batch("route add 10.96.0.0/16 via 10.2.0.2")
-        for netns in (router, *servers.values(), client):
+        router.batch(f"route add {self.text('10.96.0.0/16')} via {self.text('10.2.0.2')} dev s1")
+        for netns in (router, *self.ends.values()):
             netns.sysctl("net.ipv4.conf.all.rp_filter", 0)
             netns.sysctl("net.ipv4.icmp_ratemask", 0)
-        router.sysctl("net.ipv4.ip_forward", 1)
-        self.taps = {name: self._tap(netns) for name, netns in {"cl": client, **servers}.items()}
+            netns.sysctl("net.ipv6.icmp.ratelimit", 0)
+        router.sysctl("net.ipv4.ip_forward" if family == 4 else "net.ipv6.conf.all.forwarding", 1)
+        self.taps = {name: self._tap(netns) for name, netns in self.ends.items()}
         self.router_sockets = [self._receiver(router, port) for port in rulesets.PORTS]
         self.server_sockets = [self._receiver(netns, port) for netns in servers.values() for port in rulesets.PORTS]
         self.conntrack = router.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
         self.sport = 20000
+
+    def text(self, text: str) -> str:
+        """Something about IPv4 in the family of this bench."""
+        return text if self.family == 4 else rulesets.six(text)
+
+    @property
+    def inodes(self) -> dict[int, str]:
+        return {self.router.inode: "router", **{netns.inode: name for name, netns in self.ends.items()}}
 
     def forget(self) -> None:
         """Flush the router's connections (IPCTNL_MSG_CT_DELETE): a tuple that is in use would change what NAT does."""
@@ -77,38 +109,40 @@ class Bench:
         answer = self.conntrack.recv(4096)
         assert struct.unpack("=l", answer[16:20])[0] == 0
 
-    @staticmethod
-    def _tap(netns: Netns) -> socket.socket:
-        tap = netns.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
-        tap.bind(("e0", 0x0800))
+    def _tap(self, netns: Netns) -> socket.socket:
+        kind = 0x0800 if self.family == 4 else 0x86DD
+        tap = netns.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(kind))
+        tap.bind(("e0", kind))
         tap.setblocking(False)
         return tap
 
-    @staticmethod
-    def _receiver(netns: Netns, port: int) -> socket.socket:
-        receiver = netns.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        receiver.setsockopt(socket.IPPROTO_IP, 8, 1)  # IP_PKTINFO
-        receiver.bind(("0.0.0.0", port))
-        receiver.setblocking(False)
+    def _socket(self, netns: Netns, kind: int) -> socket.socket:
+        made = netns.socket(socket.AF_INET if self.family == 4 else socket.AF_INET6, kind)
+        made.setblocking(False)
+        return made
+
+    def _receiver(self, netns: Netns, port: int) -> socket.socket:
+        receiver = self._socket(netns, socket.SOCK_DGRAM)
+        if self.family == 4:
+            receiver.setsockopt(socket.IPPROTO_IP, 8, 1)  # IP_PKTINFO
+        else:
+            receiver.setsockopt(socket.IPPROTO_IPV6, 49, 1)  # IPV6_RECVPKTINFO
+        receiver.bind(("", port))
         return receiver
 
-    def load(self, text: rulesets.Ruleset, language: str) -> Netfilter:
-        """Replace all rules and sets of the router; what its own tools print of them is what the evaluator gets."""
+    def load(self, rules: rulesets.Ruleset, language: str) -> None:
+        """Replace all rules and sets of the router."""
         for tool in ("iptables-legacy-restore", "iptables-nft-restore"):
             flush = "".join(f"*{table}\nCOMMIT\n" for table in ("raw", "mangle", "nat", "filter"))
-            self._feed(flush, tool)
+            self._feed(flush, tool if self.family == 4 else tool.replace("ip", "ip6", 1))
         self._feed("flush ruleset\n", "nft", "-f", "-")
         self._feed("flush\ndestroy\n", "ipset", "restore")
         if language == "native":
-            self._feed(text.nft, "nft", "-f", "-")
-            return Netfilter(nft=self.router.run("nft", "-j", "list", "ruleset"))
-        self._feed(text.ipset, "ipset", "restore")
-        self._feed(text.xtables, f"iptables-{language}-restore")
-        return Netfilter(
-            xtables=(Xtables(4, language, self.router.run(f"iptables-{language}-save", "-c")),),
-            nft=self.router.run("nft", "-j", "list", "ruleset"),
-            ipset=self.router.run("ipset", "save"),
-        )
+            self._feed(self.text(rules.nft), "nft", "-f", "-")
+            return
+        self._feed(self.text(rules.ipset), "ipset", "restore")
+        tool = f"ip{'' if self.family == 4 else '6'}tables-{language}-restore"
+        self._feed(self.text(rules.xtables), tool)
 
     def _feed(self, text: str, *command: str) -> None:
         done = subprocess.run(
@@ -124,20 +158,26 @@ class Bench:
                 except BlockingIOError:
                     break
 
-    def send(self, protocol: str, dst: str, dport: int) -> tuple[int, Seen, socket.socket]:
-        """One datagram or SYN from the client: its source port, what became of it, and the socket it was sent by."""
+    def send(self, sender: str, protocol: str, dst: str, dport: int) -> tuple[int, Seen, socket.socket]:
+        """One datagram or SYN from the client or the router: its source port, what became of it, and the socket it was sent by."""
         self.drain()
         self.forget()
         self.sport += 29
-        sport = self.sport
-        sender = self.client.socket(socket.AF_INET, socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM)
-        sender.setblocking(False)
-        sender.bind((rulesets.CLIENT, sport))
-        if protocol == "udp":
-            sender.sendto(b"x" * 10, (dst, dport))
-        else:
-            assert sender.connect_ex((dst, dport)) in (errno.EINPROGRESS, errno.ECONNREFUSED, errno.EHOSTUNREACH, 0)
-        return sport, self.observe(protocol, sport, "cl"), sender
+        own = self._socket(
+            self.router if sender == "router" else self.ends[sender], socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
+        )
+        own.bind(("" if sender == "router" else self.text(rulesets.CLIENT), self.sport))
+        try:
+            if protocol == "udp":
+                own.sendto(b"x" * 10, (dst, dport))
+            else:
+                code = own.connect_ex((dst, dport))
+                refused = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EACCES, errno.EPERM)
+                assert code in (errno.EINPROGRESS, 0, *refused), code
+        except PermissionError:
+            # What the sender's own rules drop is an error of the call (nf_hook_slow).
+            return self.sport, Seen("drop"), own
+        return self.sport, self.observe(protocol, self.sport, sender), own
 
     def answer(self, got: Seen) -> Seen | None:
         """The server's answer to a datagram that it got: what became of that; None if no socket of it received it."""
@@ -148,7 +188,9 @@ class Bench:
                 continue
             self.drain()
             # From the address that was asked, whichever is the first of the server's (IP_PKTINFO).
-            one.sendmsg([b"y" * 10], [(0, 8, struct.pack("=i4s4x", 0, extra[0][2][8:12]))], 0, peer)
+            asked = extra[0][2]
+            own = (0, 8, struct.pack("=i4s4x", 0, asked[8:12])) if self.family == 4 else (41, 50, asked[:16] + bytes(4))
+            one.sendmsg([b"y" * 10], [own], 0, peer)
             return self.observe("udp", got.sport or 0, got.where)
         return None
 
@@ -170,138 +212,142 @@ class Bench:
 
     def _read(self, one: socket.socket, protocol: str, sport: int, sender: str) -> Seen | None:
         if one in self.router_sockets:
-            _, extra, _, (src, port) = one.recvmsg(2048, 256)
-            dst = next((socket.inet_ntoa(data[8:12]) for level, kind, data in extra if (level, kind) == (0, 8)), None)
-            return Seen("router", src, dst, port, one.getsockname()[1])
+            _, extra, _, peer = one.recvmsg(2048, 256)
+            parts = (
+                data[8:12] if self.family == 4 else data[:16] for level, kind, data in extra if (level, kind) in ((0, 8), (41, 50))
+            )
+            return Seen("router", peer[0], self._address(next(parts)), peer[1], one.getsockname()[1])
         data, address = one.recvfrom(2048)
         if address[2] == 4:  # PACKET_OUTGOING: what this end sends itself
             return None
         where = next(name for name, tap in self.taps.items() if tap is one)
-        header = (data[0] & 15) * 4
-        src, dst = socket.inet_ntoa(data[12:16]), socket.inet_ntoa(data[16:20])
-        if data[9] == 1 and where == sender:
-            return Seen("reject", how=ICMP_CODES.get(data[header + 1], str(data[header + 1])))
-        if data[9] != {"udp": 17, "tcp": 6}[protocol]:
+        header = (data[0] & 15) * 4 if self.family == 4 else 40
+        carried = data[9] if self.family == 4 else data[6]
+        src, dst = (data[12:16], data[16:20]) if self.family == 4 else (data[8:24], data[24:40])
+        if carried == {4: 1, 6: 58}[self.family] and where == sender:
+            how = ICMP_CODES[self.family].get((data[header], data[header + 1]))
+            return None if how is None else Seen("reject", how=how)
+        if carried != {"udp": 17, "tcp": 6}[protocol]:
             return None
         first, second = struct.unpack("!HH", data[header : header + 4])
         if protocol == "tcp" and data[header + 13] & 4:
             return Seen("reject", how="tcp-reset") if where == sender and second == sport else None
         if protocol == "tcp" and data[header + 13] & 0x12 != 2:
             return None
-        return Seen(where, src, dst, first, second)
+        return Seen(where, self._address(src), self._address(dst), first, second)
+
+    @staticmethod
+    def _address(data: bytes) -> str:
+        return socket.inet_ntop(socket.AF_INET if len(data) == 4 else socket.AF_INET6, data)
+
+    def said(self, path: Path, flow: Flow) -> Seen:
+        """A predicted path in the words of what can be seen."""
+        names = self.inodes
+        for hop in path.hops:
+            if hop.netns.inode in names and names[hop.netns.inode] != "router" and hop.direction == "rx":
+                ip = next(header for header in hop.headers if isinstance(header, Ipv4 | Ipv6))
+                ports = next(header for header in hop.headers if isinstance(header, Udp | Tcp))
+                return Seen(names[hop.netns.inode], ip.src, ip.dst, ports.sport, ports.dport)
+        if path.outcome in ("dropped", "rejected"):
+            if path.drop is not None and path.drop.reason == "NO_SOCKET":
+                return Seen("reject", how="icmp-port-unreachable" if self.family == 4 else "icmp6-port-unreachable")
+            refused = re.search(r"refuses it with (\S+) at", path.drop.cause if path.drop else "")
+            return Seen("reject", how=WORDS.get(refused[1], refused[1])) if refused else Seen("drop")
+        assert path.outcome == "delivered", path
+        if not path.translations:
+            return Seen("router", flow.src, flow.dst, flow.sport, flow.dport)
+        last = path.translations[-1].after
+        (src, sport), (dst, dport) = (_split(end) for end in (last.src, last.dst))
+        return Seen("router", src, dst, sport, dport)
 
 
-@pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
+def _split(end: str) -> tuple[str, int | None]:
+    address, _, port = end.rpartition(":")
+    return address.strip("[]"), None if port == "*" else int(port)
+
+
+@pytest.fixture(scope="module", params=[4, 6], ids=["ipv4", "ipv6"])
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     with namespaces(4) as (router, client, first, second):
-        yield Bench(router, client, {"s1": first, "s2": second})
+        yield Bench(request.param, router, client, {"s1": first, "s2": second})
 
 
-def context(hook: str, incoming: str | None, outgoing: str | None) -> HookContext:
-    return HookContext(
-        hook,
-        incoming,
-        outgoing,
-        address_type=lambda address, device: "local" if address in ROUTER.values() else "unicast",
-        masquerade_source=lambda device, destination: ROUTER.get(device),
-        redirect_target=lambda device: ROUTER.get(device or ""),
-    )
+def agrees(predicted: Seen, seen: Seen, sender: str, *, muted: bool) -> bool:
+    """A port that only the kernel knows is None in the prediction, and any will do.
 
-
-def device_to(address: str) -> str | None:
-    if address in ROUTER.values():
-        return None
-    if address.startswith("10.96."):
-        return "s1"
-    return next(name for name, network in NETWORKS.items() if ipaddress.ip_address(address) in ipaddress.ip_network(network))
-
-
-def through(rules: Evaluator, packet: PacketState, incoming: str) -> list[tuple[Seen, HookOutcome]]:
-    """All that the evaluator says may become of a packet, hook by hook, as the router would go."""
-    found: list[tuple[Seen, HookOutcome]] = []
-
-    def ended(outcome: HookOutcome) -> bool:
-        assert outcome.uncertain == (), outcome.uncertain
-        if outcome.verdict == "accept":
-            return False
-        found.append((Seen(outcome.verdict, how=outcome.reject_with), outcome))
+    `muted`: the router has rules for what it says itself, so that its refusals may not get out.
+    """
+    if muted and predicted.where == "reject" and seen.where == "drop":
         return True
-
-    for first in rules.run(packet, context("prerouting", incoming, None)):
-        if ended(first):
-            continue
-        outgoing = device_to(first.packet.dst)
-        if outgoing is None:
-            for last in rules.run(first.packet, context("input", incoming, None)):
-                if not ended(last):
-                    after = last.packet
-                    found.append((Seen("router", after.src, after.dst, after.sport, after.dport), last))
-            continue
-        for middle in rules.run(replace(first.packet, ttl=first.packet.ttl - 1), context("forward", incoming, outgoing)):
-            if ended(middle):
-                continue
-            for last in rules.run(middle.packet, context("postrouting", None, outgoing)):
-                if not ended(last):
-                    after = last.packet
-                    found.append((Seen(outgoing, after.src, after.dst, after.sport, after.dport), last))
-    assert abs(sum(1 for _ in found)) >= 1
-    return found
-
-
-def answered(outcome: HookOutcome, got: Seen) -> PacketState:
-    """The server's answer to a datagram as it reaches the router, with the connection that the router remembers."""
-    connection = outcome.packet.connection
-    if connection is not None and connection.state == "untracked":
-        connection = None
-    if connection is not None:
-        # What was left to the kernel to choose is known now.
-        reply = replace(connection.reply, dport=got.sport)
-        connection = replace(connection, state="established", direction="reply", reply=reply)
-    assert got.src is not None and got.dst is not None
-    return PacketState(4, got.dst, got.src, "udp", got.dport, got.sport, length=38, connection=connection)
-
-
-def agrees(predicted: Seen, seen: Seen) -> bool:
-    """A port that only the kernel knows is None in the prediction, and any will do."""
+    if sender == "router" and predicted.where in ("drop", "reject"):
+        # What its own rules refuse the router is told by an error of a call, or not at all.
+        return seen.where in ("drop", "reject")
     if predicted.where != seen.where or predicted.how != seen.how:
         return False
-    pairs = zip((predicted.src, predicted.dst, predicted.dport), (seen.src, seen.dst, seen.dport), strict=True)
+    pairs = [(predicted.src, seen.src), (predicted.dst, seen.dst), (predicted.dport, seen.dport)]
+    if sender == "router" and predicted.src is None:
+        del pairs[0]
     return all(one == other for one, other in pairs) and predicted.sport in (None, seen.sport)
+
+
+def taken(bench: Bench) -> Snapshot:
+    snapshot = discover.take(only=bench.inodes)
+    assert not [problem for namespace in snapshot.namespaces for problem in namespace.problems]
+    return snapshot
 
 
 @pytest.mark.parametrize("language", ["native", "nft", "legacy"])
 def test_random_rulesets(bench: Bench, language: str) -> None:
     """Each ruleset gets datagrams and SYNs to services, servers and the router, and the answers to what was delivered."""
     kinds: dict[str, int] = {}
+    servers = [*rulesets.SERVERS["s1"], *rulesets.SERVERS["s2"]]
     for seed in range(RULESETS):
-        random = Random(f"{language} {seed}")
+        random = Random(f"{language} {seed} {bench.family}")
         text = rulesets.ruleset(random)
-        loaded = bench.load(text, language)
-        rules = evaluator(Namespace(1, "router", netfilter=loaded))
-        shown = text.nft if language == "native" else text.xtables
-        for _ in range(5):
+        bench.load(text, language)
+        snapshot = taken(bench)
+        index = SnapshotIndex(snapshot)
+        muted = "OUTPUT" in text.xtables
+        shown = bench.text(text.nft if language == "native" else text.xtables)
+        for _ in range(PACKETS):
+            sender = random.choice(("cl", "cl", "cl", "router"))
             protocol = random.choice(("udp", "udp", "tcp"))
-            dst = random.choice((rulesets.VIP, rulesets.VIP, *rulesets.SERVERS["s1"], *rulesets.SERVERS["s2"]))
-            dst = random.choice((dst, "10.1.0.1")) if protocol == "udp" else dst
-            dport = random.choice(rulesets.PORTS)
-            sport, seen, sender = bench.send(protocol, dst, dport)
-            with sender:
-                packet = PacketState(4, rulesets.CLIENT, dst, protocol, sport, dport, length=38 if protocol == "udp" else 60)
-                predicted = through(rules, packet, "cl")
-                right = [outcome for one, outcome in predicted if agrees(one, seen)]
-                said = [one for one, _ in predicted]
-                assert right, f"{language} {seed}: {protocol} {sport} -> {dst}:{dport}: {seen}, predicted {said}\n{shown}"
+            four = random.choice((rulesets.VIP, rulesets.VIP, *servers))
+            # To itself the router sends nothing: there a refusal could not be told from an answer.
+            four = random.choice((four, ROUTER["cl"])) if protocol == "udp" and sender == "cl" else four
+            dst, dport = bench.text(four), random.choice(rulesets.PORTS)
+            sport, seen, own = bench.send(sender, protocol, dst, dport)
+            with own:
+                netns = bench.router.inode if sender == "router" else bench.ends[sender].inode
+                src = None if sender == "router" else bench.text(rulesets.CLIENT)
+                flow = Flow(netns, dst, protocol, src, sport, dport, payload=10 if protocol == "udp" else 0)
+                paths = predict(snapshot, flow, index=index).paths
+                if reasons := [reason for path in paths for reason in path.uncertain]:
+                    # A rule may ask for the port that --random-fully took: nobody can tell. There is no other doubt.
+                    assert all("port, which is not known" in reason or "port is not known" in reason for reason in reasons), reasons
+                    kinds["undecidable"] = kinds.get("undecidable", 0) + 1
+                    continue
+                predicted = [(bench.said(path, flow), path) for path in paths]
+                right = [path for one, path in predicted if agrees(one, seen, sender, muted=muted)]
+                what = f"{language} {seed}: {protocol} {sender} {sport} -> {dst}:{dport}"
+                assert right, f"{what}: {seen}, predicted {[one for one, _ in predicted]}\n{shown}"
                 kinds[seen.where] = kinds.get(seen.where, 0) + 1
-                changed = (seen.src, seen.dst, seen.dport) != (rulesets.CLIENT, dst, dport) and seen.src is not None
-                if protocol == "udp" and seen.where in rulesets.SERVERS:
-                    back = bench.answer(seen)
-                    if back is not None:
-                        ways = [one for outcome in right for one, _ in through(rules, answered(outcome, seen), seen.where)]
-                        assert any(agrees(way, back) for way in ways), (
-                            f"{language} {seed}: the answer to {seen}: {back}, predicted {ways}\n{shown}"
-                        )
-                        kinds["answered"] = kinds.get("answered", 0) + 1
+                changed = seen.src is not None and (seen.src, seen.dst, seen.dport) != (flow.src or seen.src, dst, dport)
                 kinds["translated"] = kinds.get("translated", 0) + changed
+                kinds["from the router"] = kinds.get("from the router", 0) + (sender == "router" and seen.where in rulesets.SERVERS)
+                if sender == "router" or protocol == "tcp" or seen.where not in rulesets.SERVERS:
+                    continue
+                back = bench.answer(seen)
+                # A port that only the kernel knew: rules that ask for it can't be evaluated on the way back.
+                right = [path for path in right if bench.said(path, flow).sport is not None]
+                if back is None or not right:
+                    continue
+                ways = [bench.said(way, flow) for path in right for way in predict_reply(snapshot, flow, path, index=index).paths]
+                assert any(agrees(way, back, seen.where, muted=muted) for way in ways), (
+                    f"{what}: the answer {back}, predicted {ways}\n{shown}"
+                )
+                kinds["answered"] = kinds.get("answered", 0) + 1
     # A generator that only ever drops or only ever delivers would prove little.
-    for wanted in ("s1", "s2", "router", "drop", "reject", "translated", "answered"):
-        assert kinds.get(wanted, 0) >= 8, kinds
+    for wanted in ("s1", "s2", "router", "drop", "reject", "translated", "answered", "from the router"):
+        assert kinds.get(wanted, 0) >= 5, kinds
+    assert kinds.get("undecidable", 0) <= RULESETS * PACKETS // 50, kinds

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -242,3 +244,48 @@ def test_sets_of_ports_and_lists_in_a_circle() -> None:
     assert one(save(text, ipset=sets), udp("10.9.9.9", 54), where).verdict == "accept"
     ping = one(save(text, ipset=sets), PacketState(4, "10.1.1.1", "10.9.9.9", "icmp", icmp_type=8, icmp_code=0), where)
     assert (ping.verdict, ping.uncertain) == ("accept", ())
+
+
+def test_without_a_connection_what_is_asked_of_it_does_not_hold_negated_or_not() -> None:
+    """In raw conntrack has not seen the packet; with --ctstate in the same match only that decides (xt_conntrack.c)."""
+    for words, dropped in (
+        ("-m conntrack --ctorigdst 10.1.1.1", False),
+        ("-m conntrack ! --ctorigdst 10.1.1.1", False),
+        ("-m connmark ! --mark 0x1", False),
+        ("-m conntrack ! --ctstate DNAT", True),
+        ("-m conntrack ! --ctstate DNAT ! --ctorigdst 10.1.1.1", True),
+        ("-m conntrack ! --ctstate DNAT -m conntrack ! --ctorigdst 10.1.1.1", False),
+    ):
+        text = f"*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING {words} -j DROP\nCOMMIT\n"
+        assert (one(save(text), udp("10.9.9.9", 53), context("prerouting", "a")).verdict == "drop") == dropped, words
+
+
+@pytest.mark.parametrize(
+    ("statement", "changed"),
+    [
+        ({"dnat": {"family": "ip", "addr": {"map": "MAP"}, "port": 53}}, lambda outcome: outcome.packet.dst == "10.1.0.1"),
+        ({"mangle": {"key": {"meta": {"key": "mark"}}, "value": {"map": "MAP"}}}, lambda outcome: outcome.packet.mark != 0),
+    ],
+    ids=["dnat", "mark"],
+)
+def test_a_value_that_a_map_has_not_ends_the_rule(statement: dict[str, Any], changed: Callable[[HookOutcome], bool]) -> None:
+    """One choice of four is in the map: the other three go on as they came (NFT_BREAK), and nothing gets lost."""
+    data = "10.1.0.1" if "dnat" in statement else 7
+    mapping = {"key": {"numgen": {"mode": "random", "mod": 4, "offset": 0}}, "data": {"set": [[1, data]]}}
+    text = json.dumps(statement).replace('"MAP"', json.dumps(mapping))
+    of = {"family": "ip", "table": "t"}
+    native = {
+        "nftables": [
+            {"table": {"family": "ip", "name": "t"}},
+            {
+                "chain": {**of, "name": "c", "type": "nat" if "dnat" in statement else "filter", "hook": "prerouting"}
+                | {"prio": -100, "policy": "accept"}
+            },
+            {"rule": {**of, "chain": "c", "expr": [json.loads(text)]}},
+        ]
+    }
+    outcomes = evaluator(Namespace(1, "n", netfilter=Netfilter(nft=json.dumps(native)))).run(
+        udp("10.9.9.9", 53), context("prerouting", "a")
+    )
+    shares = {changed(outcome): outcome.share for outcome in outcomes}
+    assert shares == {True: 0.25, False: 0.75}
