@@ -1,5 +1,5 @@
 # Every target does the set-up it needs first; see README.md.
-.PHONY: demo test lint bench clean setup
+.PHONY: demo test test-vm lint bench clean setup
 
 demo:
 	@scripts/setup
@@ -7,6 +7,11 @@ demo:
 
 test: lint
 	@NETPATH_WHOLE_SUITE=1 .venv/bin/python -m pytest --durations=15
+
+# The part of it that other kernels run, each in a guest.
+test-vm:
+	@scripts/setup --dev
+	@.venv/bin/python -m pytest tests/vm
 
 lint:
 	@scripts/setup --dev

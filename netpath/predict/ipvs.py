@@ -177,6 +177,9 @@ class LoadBalancer(Engine):
         walk.connection = replace(
             connection,
             reply=replace(connection.reply, source=after.dst, sport=after.dport),
+            # It takes the packet away before the source translations of INPUT (priority 98 to 100), which bind the connection.
+            source_done=connection.source_done
+            and not (hook == "input" and connection.state == "new" and connection.source_rule is None),
             destination_done=True,
             destination_rule=rule,
             destination_kind="ipvs",

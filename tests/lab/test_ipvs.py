@@ -110,17 +110,23 @@ def named(path: Path, title: str) -> None:
     assert item.rule is not None and item.rule.text.startswith(f"{title} -> ")
 
 
+def turns(kube: Lab, source: str, target: str, protocol: str = "udp") -> list[tuple[Path, Path]]:
+    """Two traces one after the other: by turns, each goes to a backend of its own. There and back of each."""
+    found = []
+    for _ in range(2):
+        (forward,), (back,) = as_predicted(trace(f"netns:{kube.name}-{source}", target, protocol, count=2))
+        found.append((forward, back))
+    ends = [forward.hops[-1].netns.name for forward, _ in found]
+    assert sorted(ends) == [f"{kube.name}-pod1b", f"{kube.name}-pod2a"]
+    return found
+
+
 @pytest.mark.parametrize(("protocol", "target", "title"), [("udp", "10.96.7.8:5353", ECHO), ("tcp", "10.96.7.7:80", WEB)])
 def test_a_pod_is_balanced_and_answered(kube: Lab, protocol: str, target: str, title: str) -> None:
-    """The probes of one trace go to both backends in turn; each way is observed, and undone on the way back."""
-    forward, back = as_predicted(trace(f"netns:{kube.name}-pod1a", target, protocol, count=4))
-    assert len(forward) == 2 and sum(path.probes or 0 for path in forward) == 4
-    for path in forward:
-        assert rewrites(path) == [("ipvs", False)]
-        named(path, title)
-    for path in back:
-        assert rewrites(path) == [("ipvs", True)]
-        named(path, title)
+    for forward, back in turns(kube, "pod1a", target, protocol):
+        for path, reverse in ((forward, False), (back, True)):
+            assert rewrites(path) == [("ipvs", reverse)]
+            named(path, title)
 
 
 def test_a_node_is_masqueraded_too(kube: Lab) -> None:
@@ -132,10 +138,10 @@ def test_a_node_is_masqueraded_too(kube: Lab) -> None:
 
 
 def test_a_backend_that_is_its_own_client(kube: Lab) -> None:
-    """pod1b asks the service behind which it is itself: the set of loop-backs has it masqueraded."""
-    forward, _ = as_predicted(trace(f"netns:{kube.name}-pod1b", "10.96.7.8:5353", "udp", count=4))
-    turned = [path for path in forward if path.hops[-1].netns.name == f"{kube.name}-pod1b"]
-    assert [("masquerade", False) in rewrites(path) for path in turned] == [True]
+    """pod1b asks the service behind which it is itself: the set of loop-backs has it masqueraded, and nothing else."""
+    for forward, _ in turns(kube, "pod1b", "10.96.7.8:5353"):
+        own = forward.hops[-1].netns.name == f"{kube.name}-pod1b"
+        assert (("masquerade", False) in rewrites(forward)) == own
 
 
 def test_a_node_port_from_the_other_node(kube: Lab) -> None:

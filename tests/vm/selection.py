@@ -12,6 +12,9 @@ _EVERY_KERNEL = (
     "tests/trace/test_live.py::test_a_fault_is_found_where_it_is_and_was_predicted[missing FDB entry]",
     "tests/trace/test_live.py::test_a_fault_is_found_where_it_is_and_was_predicted[strict rp_filter]",
     "tests/trace/test_live.py::test_a_fault_is_found_where_it_is_and_was_predicted[missing route]",
+    "tests/lab/test_ipip.py::test_calico_ipip_pod_to_pod",
+    "tests/lab/test_ipvs.py::test_virtual_servers_are_read_with_their_backends",
+    "tests/lab/test_ipvs.py::test_a_pod_is_balanced_and_answered",
 )
 
 
@@ -35,7 +38,7 @@ class Selection:
 
 SELECTIONS = (
     # 50 pods and captures on every device say nothing about a kernel, and take minutes here.
-    Selection("6.1", ("tests/trace/test_live.py",), without=("50_pods", "tcpdump"), seconds=900),
+    Selection("6.1", ("tests/trace/test_live.py", "tests/lab/test_ipip.py", "tests/lab/test_ipvs.py"), without=("50_pods", "tcpdump"), seconds=900),
     Selection("5.10", _EVERY_KERNEL),
     Selection("6.12", _EVERY_KERNEL),
 )
