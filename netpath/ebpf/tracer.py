@@ -36,6 +36,8 @@ TCP_SYN_BYTES = 32
 STAGE_LOSS = "time inside the kernel can't be split into conntrack, nat, filter and routing; it is shown as other"
 TUNNEL_KINDS = {"vxlan": 1, "ip": 2}
 ETHERNET_TYPES = (1, 772)
+RUNS_AT_ONCE = 32
+"""Priorities tried for a hook at LOCAL_IN and LOCAL_OUT, each of which one run can have in a namespace (net/netfilter/nf_bpf_link.c)."""
 LOADERS = min(4, os.cpu_count() or 1)
 TAG_BYTES = 4
 TAIL_SIZES = (18, 400)
@@ -114,6 +116,7 @@ class Tracer:
         self._code: programs_module.Programs | None = None
         self._stamping: dict[int, int] = {}
         self._stamps: list[Stamp] = []
+        self._values: dict[str, int] = {}
         self.provider = ""
         """The provider in use, one of `PROVIDERS`."""
         self.timings_ms: dict[str, float] = {}
@@ -255,24 +258,26 @@ class Tracer:
         self._check_number = count + 1
         for port, tunnel in tunnel_ports.items():
             sys.update(self._maps["tunnels"], struct.pack("<H", port), bytes([TUNNEL_KINDS[tunnel]]))
-        settings = self._settings.pack(
-            {
-                "nonce": nonce,
-                "tcp_base": tcp_base or 0,
-                "tcp_span": layout.TCP_STRIDE * (count + 1) if tcp_base is not None else 0,
-                "tcp_stride": layout.TCP_STRIDE,
-                "last": self._check_number,
-                "tail": self._check_size if usable else 0,
-                "stage_tail": 0 if not stages else TCP_SYN_BYTES if tcp_base is not None else payload or 0,
-            }
-        )
-        sys.update(self._maps["settings"], struct.pack("<I", 0), settings)
+        self._values = {
+            "nonce": nonce,
+            "tcp_base": tcp_base or 0,
+            "tcp_span": layout.TCP_STRIDE * (count + 1) if tcp_base is not None else 0,
+            "tcp_stride": layout.TCP_STRIDE,
+            "last": self._check_number,
+            "tail": self._check_size if usable else 0,
+            "stage_tail": 0 if not stages else TCP_SYN_BYTES if tcp_base is not None else payload or 0,
+        }
+        sys.update(self._maps["settings"], struct.pack("<I", 0), self._settings.pack(self._values))
         self._attach_tracepoints()
         self._attach_netfilter(listen_in)
         self._attach_functions()
         self._attach_stages(stages or {})
         if "socket" not in self._hooks and "local_in" not in self._hooks:
             self._missing.append("delivery: neither sk_data_ready nor netfilter links; arrivals are inferred from the last hop")
+
+    def expect_payload(self, size: int) -> None:
+        """From here on the marks of stages are for probes with a payload of `size` bytes; for a run of several sizes, armed for none."""
+        sys.update(self._maps["settings"], struct.pack("<I", 0), self._settings.pack({**self._values, "stage_tail": size}))
 
     def _create_maps(self) -> None:
         for name, kind, key, value, entries in (
@@ -568,9 +573,15 @@ def _link_in(path: str, loaded: Sequence[tuple[int, int, int]]) -> list[int]:
     except OSError:
         return links
     for program, number, priority in loaded:
+        outwards = 1 if priority > 0 else -1
         for family in NFPROTO:
-            with contextlib.suppress(OSError):  # no IPv6 in this kernel or namespace
-                links.append(sys.link_netfilter(program, family, number, priority))
+            for step in range(RUNS_AT_ONCE):
+                try:
+                    links.append(sys.link_netfilter(program, family, number, priority + outwards * step))
+                except OSError as error:
+                    if error.errno == errno.EBUSY:
+                        continue  # another run's hook is there: two programs can't share a priority
+                break  # attached, or no IPv6 in this kernel or namespace
     return links
 
 

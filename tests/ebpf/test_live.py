@@ -292,6 +292,18 @@ def test_two_runs_at_once_see_only_their_own(pair: tuple[Netns, Netns]) -> None:
     assert [{event.sequence for event in events} for events in seen] == [{1, 3}, {2}]
 
 
+def test_two_runs_at_once_both_see_a_delivery(pair: tuple[Netns, Netns]) -> None:
+    """Of an echo, which no socket of ours receives: the hooks of both runs are at LOCAL_IN of one namespace."""
+    a, b = pair
+    places = [a.path, b.path]
+    with armed(listen_in=places) as (one, first), armed(listen_in=places) as (two, second):
+        for tracer, nonce in ((two, second), (one, first)):
+            with a.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sender:
+                sender.sendto(bytes(ICMP(id=78, seq=1) / layout.pack(nonce, 1, 20)), ("10.9.0.2", 0))
+            seen = until(tracer, lambda events: any(e.hook == "local_in" and e.netns == b.inode for e in events))
+            assert any(event.hook == "local_out" and event.netns == a.inode for event in seen)
+
+
 def test_numbers_beyond_the_last_are_foreign(pair: tuple[Netns, Netns]) -> None:
     a, _ = pair
     with armed(count=3) as (tracer, nonce), a.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
