@@ -77,3 +77,22 @@ def store(name: str, answer_key: str, answer: object) -> None:
         if scratch is not None:
             with contextlib.suppress(OSError):
                 Path(scratch).unlink()
+
+
+def keep_text(name: str, text: str) -> Path | None:
+    """Keep a text for people, in place of the last one of that name; its path, or None where nothing can be kept."""
+    where = folder()
+    if where is None:
+        return None
+    path, scratch = where / name, None
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=where, prefix=".new-", delete=False) as file:
+            scratch = file.name
+            file.write(text)
+        Path(scratch).replace(path)
+    except OSError:
+        if scratch is not None:
+            with contextlib.suppress(OSError):
+                Path(scratch).unlink()
+        return None
+    return path

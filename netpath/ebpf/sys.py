@@ -10,14 +10,18 @@ import errno
 import os
 import resource
 import struct
+from dataclasses import dataclass
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, PROG_LOAD = 0, 1, 2, 5
-PROG_GET_NEXT_ID, MAP_GET_NEXT_ID, LINK_GET_NEXT_ID = 11, 12, 31
+PROG_GET_NEXT_ID, MAP_GET_NEXT_ID, LINK_GET_NEXT_ID, OBJ_GET_INFO_BY_FD = 11, 12, 31, 15
 RAW_TRACEPOINT_OPEN, LINK_CREATE, ENABLE_STATS = 17, 28, 32
 
 MAP_HASH, MAP_ARRAY, MAP_PERCPU_ARRAY, MAP_RINGBUF = 1, 2, 6, 27
 PROG_SCHED_CLS, PROG_KPROBE, PROG_RAW_TRACEPOINT, PROG_TRACING, PROG_NETFILTER = 3, 2, 17, 26, 32
 TRACE_RAW_TP, TRACE_FENTRY, NETFILTER_ATTACH, TCX_INGRESS = 23, 24, 45, 46
+
+_INFO_SIZE = 224
+"""struct bpf_prog_info up to attach_btf_obj_id; an older kernel fills what it knows of it."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -77,11 +81,11 @@ def lookup(map_fd: int, key: bytes, value_size: int) -> bytes:
 
 
 class LoadError(OSError):
-    """The verifier refused a program; `log` is what it said."""
+    """The verifier refused a program; `log` is all that it said, `program` the program's name."""
 
-    def __init__(self, code: int, text: str, log: str) -> None:
+    def __init__(self, code: int, text: str, log: str, program: str = "") -> None:
         super().__init__(code, text)
-        self.log = log
+        self.log, self.program = log, program
 
 
 def load(kind: int, code: bytes, name: str, *, attach_type: int = 0, attach_btf_id: int = 0, log_size: int = 1 << 20) -> int:
@@ -102,12 +106,34 @@ def load(kind: int, code: bytes, name: str, *, attach_type: int = 0, attach_btf_
         return attempt(0, None)
     except OSError as error:
         if error.errno in (errno.EPERM, errno.ENOSYS):
-            raise LoadError(error.errno, error.strerror or "", "") from error
+            raise LoadError(error.errno, error.strerror or "", "", name) from error
+        refused = error
     log = ctypes.create_string_buffer(log_size)
     try:
         return attempt(1, log)
     except OSError as error:
-        raise LoadError(error.errno or errno.EINVAL, error.strerror or "", log.value.decode(errors="replace")) from error
+        # ENOSPC is the log's own: it was longer than the room for it.
+        cause = refused if error.errno == errno.ENOSPC else error
+        text = log.value.decode(errors="replace")
+        raise LoadError(cause.errno or errno.EINVAL, cause.strerror or "", text, name) from error
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramSize:
+    """How large a loaded program is."""
+
+    instructions: int
+    """After the verifier's rewriting (xlated_prog_len)."""
+    verified: int | None
+    """Instructions that the verifier walked through; None before 5.16, which does not tell."""
+
+
+def program_size(program: int) -> ProgramSize:
+    """Of a program's descriptor (struct bpf_prog_info). Raises OSError."""
+    info = ctypes.create_string_buffer(_INFO_SIZE)
+    call(OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", program, _INFO_SIZE, _pointer(info)))
+    translated = struct.unpack_from("<I", info.raw, 20)[0]
+    return ProgramSize(translated // 8, struct.unpack_from("<I", info.raw, 216)[0] or None)
 
 
 def open_raw_tracepoint(program: int, name: str | None) -> int:
