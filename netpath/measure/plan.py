@@ -17,6 +17,8 @@ EVENTS_PER_PROBE = 40
 """A guess for a way of many devices, all hooks on; what it leaves of the buffer is what a longer way needs."""
 RECORD_BYTES = 320
 MOST_IN_BURST = 40
+REPEATS = 5
+"""Bursts of a run that are sent again when an event of theirs was lost; after that the result is PARTIAL."""
 SEED = 20
 
 
@@ -100,12 +102,25 @@ def rounds(planned: Sequence[Series], count: int, seed: int = SEED) -> Iterator[
 
 
 def burst_rounds(planned: Sequence[Series], *, ring_bytes: int, round_trip: bool) -> int:
-    """How many counted rounds are sent before the buffer is emptied, half of which is left free. At least one."""
+    """How many counted rounds of one size are sent before the buffer is emptied, half of which is left free. At least one."""
     events = EVENTS_PER_PROBE * (2 if round_trip else 1)
     fitting = ring_bytes // 2 // (RECORD_BYTES * events)
-    return max(1, min(MOST_IN_BURST, fitting) // len(planned) - 1)
+    return max(1, min(MOST_IN_BURST, fitting) // max(len(group) for group in _by_size(planned)) - 1)
 
 
-def bursts(request: MeasureRequest, planned: Sequence[Series]) -> int:
-    """How many bursts all rounds make; each has one more round, which is not counted."""
-    return -(-request.count // burst_rounds(planned, ring_bytes=request.ring_bytes, round_trip=request.round_trip))
+def bursts(planned: Sequence[Series], count: int, *, ring_bytes: int, round_trip: bool) -> Iterator[tuple[Series, ...]]:
+    """All rounds in bursts of probes of one size, the sizes in turns."""
+    step = burst_rounds(planned, ring_bytes=ring_bytes, round_trip=round_trip)
+    turns = [list(rounds(group, count, SEED + number)) for number, group in enumerate(_by_size(planned))]
+    for start in range(0, count, step):
+        for turn in turns:
+            yield tuple(each for one in turn[start : start + step] for each in one)
+
+
+def lead_ins(planned: Sequence[Series], count: int, *, ring_bytes: int, round_trip: bool) -> int:
+    """How many bursts there are of each size; each is led in by one more round, which is not counted."""
+    return -(-count // burst_rounds(planned, ring_bytes=ring_bytes, round_trip=round_trip))
+
+
+def _by_size(planned: Sequence[Series]) -> list[list[Series]]:
+    return [[each for each in planned if each.size == size] for size in dict.fromkeys(each.size for each in planned)]

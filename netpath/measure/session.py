@@ -27,10 +27,13 @@ from netpath.model.snapshot import Snapshot
 from netpath.predict import predict, predict_reply
 from netpath.probe.injector import Injector, UnreachableError
 from netpath.trace import session as tracing
+from netpath.trace import stages
+from netpath.trace.account import Account
 from netpath.trace.assemble import Scene, forward_paths, probe_cost, return_paths
 from netpath.trace.correlate import FlowKey, Journey, Leg, correlate
 from netpath.trace.observe import Observer
 from netpath.trace.request import TraceRequest
+from netpath.trace.stages import Registered
 from netpath.trace.stats import quantile, summarise
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ class Way:
     flow: Flow
     prediction: Prediction
     injector: Injector
+    registered: Registered
 
 
 def run(request: MeasureRequest, *, progress: Progress = lambda text: None, tick: Tick = lambda done, total: None) -> Measurement:
@@ -122,7 +126,9 @@ def _probed(request: MeasureRequest, progress: Progress, tick: Tick) -> tuple[Me
         loading.result()
         progress(tracing.ARMING)
         warm_ups = len(planned)
-        total = warm_ups + (request.count + plan.bursts(request, planned)) * len(planned)
+        leads = plan.lead_ins(planned, request.count, ring_bytes=request.ring_bytes, round_trip=request.round_trip)
+        most = plan.burst_rounds(planned, ring_bytes=request.ring_bytes, round_trip=request.round_trip) + 1
+        total = warm_ups + (request.count + leads + plan.REPEATS * most) * len(planned)
         tracing.arm(
             tracer,
             nonce,
@@ -132,6 +138,7 @@ def _probed(request: MeasureRequest, progress: Progress, tick: Tick) -> tuple[Me
             count=total,
             tcp_base=base if protocol == "tcp" else None,
             payload=sizes[0] if len(sizes) == 1 else None,
+            registered=Registered({key: value for each in ways.values() for key, value in each.registered.at.items()}),
         )
         tracer.self_check()
         _pin([each.injector for each in ways.values()])
@@ -141,9 +148,7 @@ def _probed(request: MeasureRequest, progress: Progress, tick: Tick) -> tuple[Me
         rate, slowed = request.rate, None
         if new:
             share = new / len(planned)
-            allowed, slowed = headroom.allowed_rate(
-                before, new * (request.count + plan.bursts(request, planned) + 1), request.rate * share, protocol
-            )
+            allowed, slowed = headroom.allowed_rate(before, new * (request.count + leads + 1), request.rate * share, protocol)
             rate = min(request.rate, allowed / share)
         runner = _Runner(request, tracer, ways, planned, index, rate, crossed if new else {}, tick)
         progress(tracing.SENDING)
@@ -181,7 +186,8 @@ def _way(injector: Injector, flow: Flow, source: str, snapshot: Snapshot, index:
     if isinstance(entered, UnreachableError):
         raise NetpathError(f"{entered}; netpath trace shows what its kernel says")
     flow = replace(flow, src=entered.source, sport=entered.sport)
-    return Way(flow, predict(snapshot, flow, index=index), injector)
+    prediction = predict(snapshot, flow, index=index)
+    return Way(flow, prediction, injector, stages.plan(prediction, index))
 
 
 def _underlay(
@@ -243,13 +249,25 @@ class _Runner:
         self.request, self.tracer, self.planned = request, tracer, planned
         self._ways, self._index, self._rate, self._watched, self._tick = ways, index, rate, watched, tick
         self._next = 1
+        self.bursts = 0
+        self.repeated = 0
+        """Bursts that were sent again, because an event was lost."""
+        self.forgiven = 0
+        """Events that were lost in them: nothing of these bursts is in a figure."""
+        self._sizes = {each.size for each in planned}
         self.journeys: dict[int, list[Journey]] = defaultdict(list)
         self.delivered: dict[int, list[float]] = defaultdict(list)
         """One-way times by series, as they came."""
 
+    @property
+    def lost(self) -> int:
+        """Events that are missing from the figures."""
+        return self.tracer.lost - self.forgiven
+
     def warm_up(self) -> None:
         """One probe of every series, one after the other, none counted: ARP, caches, the flow's conntrack entry."""
         for each in self.planned:
+            self._expect(each.size)
             observer = Observer(self.tracer, round_trip=self.request.round_trip)
             self._send(observer, each)
             observer.until([self._next - 1], min(tracing.WARM_UP_SECONDS, self.request.timeout))
@@ -258,22 +276,28 @@ class _Runner:
     def run(self) -> str:
         """Send everything; why it ended (`Measurement.stopped`)."""
         request = self.request
-        rounds = list(plan.rounds(self.planned, request.count))
-        step = plan.burst_rounds(self.planned, ring_bytes=request.ring_bytes, round_trip=request.round_trip)
-        total, done = len(rounds) * len(self.planned), 0
+        total, done = request.count * len(self.planned), 0
         self._tick(done, total)
-        for start in range(0, len(rounds), step):
+        bursts = plan.bursts(self.planned, request.count, ring_bytes=request.ring_bytes, round_trip=request.round_trip)
+        for number, burst in enumerate(bursts, start=1):
             if self._watched and any(headroom.exhausted(table) for table in headroom.read(self._watched)):
                 return "conntrack"
-            burst = [each for turn in rounds[start : start + step] for each in turn]
             began = time.monotonic()
-            self._burst(burst)
+            while not self._burst(burst):
+                self.repeated += 1
+            self.bursts += 1
             done += len(burst)
             time.sleep(max(0.0, began + len(burst) / self._rate - time.monotonic()) if done < total else 0.0)
             self._tick(done, total)
-            if request.precision is not None and start + step >= LEAST_ROUNDS and self._precise(request.precision):
-                return "precision" if done < total else "count"
+            enough = done >= LEAST_ROUNDS * len(self.planned) and number % len(self._sizes) == 0
+            if request.precision is not None and done < total and enough and self._precise(request.precision):
+                return "precision"
         return "count"
+
+    def _expect(self, size: int) -> None:
+        """Marks are told by the end of a packet, so that they must know its size."""
+        if len(self._sizes) > 1:
+            self.tracer.expect_payload(size)
 
     def _send(self, observer: Observer, each: Series) -> int:
         number, self._next = self._next, self._next + 1
@@ -281,19 +305,35 @@ class _Runner:
         observer.send(way.injector, number, size=each.size, fresh=each.flow == plan.NEW)
         return number
 
-    def _burst(self, burst: Sequence[Series]) -> None:
+    def _burst(self, burst: Sequence[Series]) -> bool:
+        """Send and keep; False when an event was lost and the whole burst is to be sent again, which is done so many times only.
+
+        An event can be lost without a full buffer: the lock of the ring is given up when its holder's core does not run
+        (kernel/bpf/rqspinlock.c), as on a crowded hypervisor.
+        """
+        lost = self.tracer.lost
         observer = Observer(self.tracer, round_trip=self.request.round_trip)
+        self._expect(burst[0].size)
         for each in self.planned:
-            self._send(observer, each)
+            if each.size == burst[0].size:
+                self._send(observer, each)
         sent = {self._send(observer, each): each for each in burst}
         observer.until(sent, self.request.timeout)
         observer.settle()
-        for journey in correlate(observer.events, self._index, sorted(sent), observer.send_errors):
+        fresh = self.tracer.lost - lost
+        if fresh and self.repeated < plan.REPEATS:
+            self.forgiven += fresh
+            return False
+        found = correlate(
+            observer.events, self._index, sorted(sent), observer.send_errors, stamps=observer.stamps, sent_ns=observer.sent_ns
+        )
+        for journey in found:
             number = sent[journey.sequence].number
             self.journeys[number].append(journey)
             taken = one_way(journey.forward)
             if taken is not None:
                 self.delivered[number].append(taken)
+        return True
 
     def _precise(self, wanted: float) -> bool:
         reached = [robust.precision(sorted(self.delivered[each.number])) for each in self.planned]
@@ -304,9 +344,8 @@ def one_way(leg: Leg) -> float | None:
     """ns from a delivered probe's first device to its delivery, less what the events on the way cost it."""
     if leg.outcome != "delivered" or leg.end is None or not leg.hops:
         return None
-    first = leg.hops[0]
-    cost = sum(event.cost_ns for event in leg.marks if first.time_ns <= event.time_ns < leg.end.time_ns)
-    return leg.end.time_ns - first.time_ns - cost
+    timing = Account(leg, {}).between(leg.hops[0], leg.end)
+    return timing.raw - timing.cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,9 +373,16 @@ def _measurement(
         result, taken = _series(each, runner, ways[each.way], found, round_trip=request.round_trip)
         results.append(result)
         paths[each.way] += [(each.number, path) for path in taken]
-    reasons = _reasons(runner.tracer, found)
+    lost = runner.lost
+    reasons = _reasons(runner.tracer, lost, found)
+    notes = list(found.notes)
+    if runner.repeated:
+        notes.append(f"sent again, because an event was lost: {runner.repeated} of {runner.repeated + runner.bursts} bursts")
     completeness = Completeness(
-        "PARTIAL" if reasons else "COMPLETE", runner.tracer.lost, runner.tracer.missing_hooks, tuple(reasons)
+        "PARTIAL" if reasons else "COMPLETE",
+        lost,
+        runner.tracer.missing_hooks + runner.tracer.missing_stages,
+        (*reasons, *(f"hook not available: {name}" for name in runner.tracer.missing_stages)),
     )
 
     def trace(way: str) -> Trace:
@@ -353,7 +399,7 @@ def _measurement(
             probe_cost=probe_cost(mine),
             round_trip_ns=summarise(tracing.round_trips(mine)) if request.round_trip else None,
             sent=len(mine),
-            notes=(*found.notes, *tracing.problems(found.index, chosen)),
+            notes=(*notes, *tracing.problems(found.index, chosen)),
         )
 
     return Measurement(
@@ -377,8 +423,8 @@ def _measurement(
     )
 
 
-def _reasons(tracer: Tracer, found: _Found) -> list[str]:
-    reasons = [f"{tracer.lost} events were lost: the buffer was full"] if tracer.lost else []
+def _reasons(tracer: Tracer, lost: int, found: _Found) -> list[str]:
+    reasons = [f"{lost} events were lost: the buffer was full"] if lost else []
     reasons += [f"hook not available: {name}" for name in tracer.missing_hooks]
     return reasons + ([found.notes[-1]] if found.stopped == "conntrack" else [])
 
@@ -429,7 +475,7 @@ def _paths(each: Series, journeys: Sequence[Journey], way: Way, found: _Found, *
     else:
         ports = (flow.sport, flow.dport) if flow.protocol in ("udp", "tcp") else (None, None)
         sent = FlowKey(flow.src, flow.dst, *ports) if flow.src is not None else None
-    scene = Scene(index, sent=sent)
+    scene = Scene(index, sent=sent, registered=way.registered)
     forward = forward_paths(journeys, way.prediction, scene)
     if any(path.translations for path in forward):
         from netpath import discover

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from netpath import lab
+from netpath.ebpf.tracer import Tracer
 from netpath.measure import headroom
 from netpath.measure.plan import MeasureRequest
 from netpath.measure.result import Measurement
@@ -180,6 +181,44 @@ def test_a_load_where_nobody_lets_it_through(labs: dict[str, lab.Lab]) -> None:
         rule[1] = "-D"
         subprocess.run(["nsenter", f"--net={node}", *rule], check=True)
     assert document["load"] == [] and any(note.startswith("no load: ") for note in document["notes"])
+
+
+def test_a_burst_that_lost_an_event_is_sent_again(labs: dict[str, lab.Lab], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter of lost events rises during the second burst, as it does when the ring's lock can't be had."""
+    real: property = vars(Tracer)["lost"]
+    reads = 0
+
+    def lost(self: Tracer) -> int:
+        nonlocal reads
+        reads += 1
+        return int(real.__get__(self)) + (reads >= 4)
+
+    monkeypatch.setattr(Tracer, "lost", property(lost))
+    done = in_process(labs["flannel-hostgw"], count=20)
+    assert done.trace.completeness.verdict == "COMPLETE" and done.trace.completeness.lost_events == 0
+    assert all(each.outcomes == {"delivered": 20} for each in done.series)
+    assert any(note.startswith("sent again, because an event was lost: 1 of ") for note in done.trace.notes)
+
+
+def test_where_nothing_stands_in_the_way_conntrack_and_nat_are_told_apart(labs: dict[str, lab.Lab]) -> None:
+    document = measured(labs["flannel-vxlan"], "--udp", "--count", "60", "--rate", "2000", "--size", "64,600")
+    for each in document["series"]:
+        found = {share["stage"]: share["ns"] for share in each["stages"]}
+        assert {"conntrack", "nat", "route"} <= found.keys(), each
+        assert sum(found.values()) == pytest.approx(each["one_way_ns"]["mean"], rel=0.02)
+
+    def nat(flow: str) -> float:
+        (share,) = [
+            share["ns"]
+            for each in document["series"]
+            if (each["way"], each["flow"], each["size"]) == ("path", flow, 64)
+            for share in each["stages"]
+            if share["stage"] == "nat"
+        ]
+        return float(share)
+
+    # The first packet of a flow goes through the NAT table's rules, later ones do not.
+    assert nat("new") > 1.5 * nat("established")
 
 
 def test_the_table(labs: dict[str, lab.Lab]) -> None:

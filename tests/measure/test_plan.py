@@ -59,8 +59,18 @@ def test_a_burst_fits_into_half_of_the_buffer(series: int, power: int, round_tri
         probes = (rounds + 1) * series
         assert probes <= plan.MOST_IN_BURST
         assert probes * plan.EVENTS_PER_PROBE * (1 + round_trip) * plan.RECORD_BYTES <= (1 << power) / 2
-    request = asked(count=25, ring_bytes=1 << power, round_trip=round_trip)
-    assert (plan.bursts(request, planned) - 1) * rounds < 25 <= plan.bursts(request, planned) * rounds
+    leads = plan.lead_ins(planned, 25, ring_bytes=1 << power, round_trip=round_trip)
+    assert (leads - 1) * rounds < 25 <= leads * rounds
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 60))
+def test_bursts_hold_every_probe_once_and_one_size_each(sizes: int, flows: int, count: int) -> None:
+    planned = [plan.Series(number, "path", "new", 64 * (number % sizes + 1)) for number in range(sizes * flows)]
+    made = list(plan.bursts(planned, count, ring_bytes=1 << 18, round_trip=False))
+    assert Counter(each for burst in made for each in burst) == dict.fromkeys(planned, count)
+    assert all(len({each.size for each in burst}) == 1 for burst in made)
+    assert [burst[0].size for burst in made[:sizes]] == [64 * (number + 1) for number in range(sizes)]
+    assert len(made) == sizes * plan.lead_ins(planned, count, ring_bytes=1 << 18, round_trip=False)
 
 
 def test_new_flows_that_fit_go_as_fast_as_asked() -> None:
