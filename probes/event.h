@@ -26,7 +26,7 @@ struct np_event {
 	s16 l3;            /* where the outermost network header starts in data[] */
 	u16 ahead;         /* bytes of data[] that skb->len does not count (a link-layer header already pulled) */
 	u8 hook;
-	u8 role;
+	u8 role;           /* 0: known by its end alone, its headers say what it is */
 	u8 data[NP_CAPTURE];
 };
 

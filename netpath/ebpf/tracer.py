@@ -17,14 +17,14 @@ from types import TracebackType
 
 from netpath import setns
 from netpath.ebpf import btf as btf_module
+from netpath.ebpf import cache, records, sys
 from netpath.ebpf import programs as programs_module
-from netpath.ebpf import records, sys
-from netpath.ebpf.headers import parse
+from netpath.ebpf.headers import QUOTING, parse
 from netpath.ebpf.ring import Ring
 from netpath.errors import MissingError, NetpathError
 from netpath.model import nonce as layout
 from netpath.model.event import LOCAL_IN_PRIORITY, LOCAL_OUT_PRIORITY, Boundary, Event, Stamp
-from netpath.model.packet import Ethernet, Headers, Ipv4, Udp, Vlan
+from netpath.model.packet import Ethernet, Headers, Icmp, Ipv4, Udp, Vlan
 
 RING_BYTES = 1 << 20
 NFPROTO = (socket.AF_INET, socket.AF_INET6)
@@ -115,6 +115,8 @@ class Tracer:
         self._check_number, self._check_size = 0, CHECK_BYTES
         self._code: programs_module.Programs | None = None
         self._stamping: dict[int, int] = {}
+        self._stages: Mapping[str, Sequence[Boundary]] = {}
+        self._links: dict[str, list[int]] = {}
         self._stamps: list[Stamp] = []
         self._values: dict[str, int] = {}
         self.provider = ""
@@ -130,7 +132,32 @@ class Tracer:
 
     def close(self) -> None:
         """Detach everything. Nothing more is seen."""
+        self._detach(*self._links)
         self._stack.close()
+
+    @contextlib.contextmanager
+    def without(self, *kinds: str) -> Iterator[None]:
+        """For the time of the block these are not attached at all: tx, rx, or stamp (all marks of stages).
+
+        What a path takes with and without them is what they cost there (`netpath.trace.calibrate`). Events that were written
+        before are still in the buffer. Not for the kinds that `run` needs to end: nobody would see a delivery.
+        """
+        self._detach(*kinds)
+        try:
+            yield
+        finally:
+            for kind in kinds:
+                if kind == "stamp":
+                    self._link_stages()
+                else:
+                    hook = next(hook for hook in TRACEPOINTS if hook.name == kind)
+                    self._links.setdefault(kind, []).append(self._open(hook))
+
+    def _detach(self, *kinds: str) -> None:
+        for kind in kinds:
+            links, self._links[kind] = self._links.get(kind, []), []
+            for link in links:
+                os.close(link)
 
     @property
     def hooks(self) -> tuple[str, ...]:
@@ -318,15 +345,18 @@ class Tracer:
             try:
                 if hook.name not in self._loaded:
                     raise FileNotFoundError(errno.ENOENT, "not in this kernel")
-                # A BTF-typed program knows its tracepoint; the name is for the others.
-                typed = self.provider == PROVIDERS[0].name
-                link = sys.open_raw_tracepoint(self._loaded[hook.name], None if typed else hook.tracepoint)
+                link = self._open(hook)
             except OSError as error:
                 if hook.needed:
                     self._missing.append(f"{hook.name}: tracepoint {hook.tracepoint}: {error.strerror}; {hook.needed}")
                 continue
-            self._stack.callback(os.close, link)
+            self._links.setdefault(hook.name, []).append(link)
             self._hooks.append(hook.name)
+
+    def _open(self, hook: Hook) -> int:
+        # A BTF-typed program knows its tracepoint; the name is for the others.
+        typed = self.provider == PROVIDERS[0].name
+        return sys.open_raw_tracepoint(self._loaded[hook.name], None if typed else hook.tracepoint)
 
     def _attach_functions(self) -> None:
         for hook, program in self._functions:
@@ -359,14 +389,20 @@ class Tracer:
         if refused:
             self._missing_stages.append(f"stages: netfilter links: {refused[0].strerror}; {STAGE_LOSS}")
             return
-        for path, boundaries in stages.items():
+        self._stages = stages
+        for path, boundary, error in self._link_stages():
+            where = f"{boundary.hook} at {boundary.priority} in {Path(path).name}"
+            self._missing_stages.append(f"stages: {where}: {error.strerror}; {STAGE_LOSS}")
+
+    def _link_stages(self) -> list[tuple[str, Boundary, OSError]]:
+        """Attach the marks in every namespace; those that could not be."""
+        refused: list[tuple[str, Boundary, OSError]] = []
+        for path, boundaries in self._stages.items():
             with ThreadPoolExecutor(1) as worker:
                 links, failed = worker.submit(self._stamp_in, path, boundaries).result()
-            for link in links:
-                self._stack.callback(os.close, link)
-            for boundary, error in failed:
-                where = f"{boundary.hook} at {boundary.priority} in {Path(path).name}"
-                self._missing_stages.append(f"stages: {where}: {error.strerror}; {STAGE_LOSS}")
+            self._links.setdefault("stamp", []).extend(links)
+            refused += [(path, boundary, error) for boundary, error in failed]
+        return refused
 
     def _load_stamp(self, priority: int) -> OSError | None:
         """Have the program for a priority loaded; None, or why that can't be."""
@@ -413,6 +449,17 @@ class Tracer:
     def drain(self) -> list[Event]:
         """All events since the last call, in the order the buffer has them. The self-check's own are left out."""
         return [event for event in self._events() if event.sequence != self._check_number]
+
+    def take(self) -> list[bytes]:
+        """The records since the last call as they are in the buffer, for `decoded` to read when there is time."""
+        return list(self._ring.records()) if self._ring is not None else []
+
+    def decoded(self, records: Sequence[bytes]) -> tuple[list[Event], list[Stamp]]:
+        """What `take` took; the self-check's own are left out."""
+        stamp = self._stamp.struct.size
+        events = [self._decode(raw) for raw in records if len(raw) != stamp]
+        stamps = [self._decode_stamp(raw) for raw in records if len(raw) == stamp]
+        return [event for event in events if event.sequence != self._check_number], stamps
 
     def discard(self) -> int:
         """Empty the buffer without decoding it; how many events there were."""
@@ -469,7 +516,7 @@ class Tracer:
             netns=record["netns"],
             ifindex=record["ifindex"],
             sequence=record["sequence"],
-            role=ROLES[record["role"]],
+            role=ROLES[record["role"]] if record["role"] else role_of(headers),
             length=length,
             ip_length=ip_length,
             headers=headers,
@@ -554,6 +601,16 @@ def _known_packet(nonce: int, sequence: int, size: int) -> KnownPacket:
         return KnownPacket(inode, sender.getsockname()[1], receiver.getsockname()[1], size, before, after)
 
 
+def role_of(headers: Headers) -> str:
+    """What a packet with the mark is by its headers: an echo's answer, an ICMP error that quotes a probe, or a probe."""
+    for header in headers:
+        if isinstance(header, Icmp):
+            if header.type in QUOTING[header.proto]:
+                return "error"
+            return "answer" if header.type == (129 if header.proto == "icmpv6" else 0) else "probe"
+    return "probe"
+
+
 def _with_tag(headers: Headers, protocol: int, tag: int) -> Headers:
     """Put a VLAN tag that the kernel carries beside the packet (`protocol` is not 0) where it would be on the wire."""
     if not protocol:
@@ -588,9 +645,9 @@ def _link_in(path: str, loaded: Sequence[tuple[int, int, int]]) -> list[int]:
 def _load_failure(error: sys.LoadError) -> str:
     last = next((line for line in reversed(error.log.splitlines()) if line.strip() and not line.startswith("processed")), "")
     detail = f": {last}" if last else ""
-    return (
-        f"the kernel refused to load an eBPF program ({error.strerror}{detail}); CAP_BPF and CAP_PERFMON are needed (run as root)"
-    )
+    kept = cache.keep_text(f"verifier-{error.program or 'program'}.log", error.log) if error.log else None
+    more = f"; the verifier's whole log is in {kept}" if kept is not None else ""
+    return f"the kernel refused to load an eBPF program ({error.strerror}{detail}); CAP_BPF and CAP_PERFMON are needed (run as root){more}"
 
 
 def _possible_cpus() -> int:

@@ -37,7 +37,7 @@ def ping_pong(program: Path, made: lab.Lab, payload: bytes) -> float:
     client, server = made.pod("pod1a"), made.pod("pod2a")
     words = [str(program), client.path, server.path, server.address, str(PORT), str(COUNT), str(CPU), payload.hex()]
     done = subprocess.run(words, check=True, capture_output=True, text=True)
-    return statistics.median(float(line) for line in done.stdout.split())
+    return statistics.median(float(line.split()[0]) for line in done.stdout.splitlines())
 
 
 @contextlib.contextmanager

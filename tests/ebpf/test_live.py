@@ -29,7 +29,7 @@ from netpath.ebpf.headers import parse
 from netpath.ebpf.tracer import PROVIDERS, Tracer
 from netpath.errors import MissingError
 from netpath.model import nonce as layout
-from netpath.model.event import Event
+from netpath.model.event import Boundary, Event
 from netpath.model.packet import Ethernet, Icmp, Icmpv6, Ipv4, Tcp, Udp
 from tests.netns import Netns, run, veth_pair
 
@@ -498,3 +498,33 @@ def test_the_self_check_refuses_wrong_offsets(
     monkeypatch.setattr(programs, "defines", wrong)
     with armed() as (tracer, _), pytest.raises(MissingError, match="probes"):
         tracer.self_check()
+
+
+def test_a_kind_of_event_can_be_left_away_for_a_while(pair: tuple[Netns, Netns]) -> None:
+    a, b = pair
+    nonce = layout.new_nonce()
+    marks = {a.path: (Boundary(4, "output", 7, 9),)}
+    with (
+        Tracer() as tracer,
+        a.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        b.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+    ):
+        tracer.load()
+        tracer.arm(nonce, count=9, tunnel_ports=PORTS, payload=40, listen_in=[a.path, b.path], stages=marks)
+        receiver.bind(("10.9.0.2", 0))
+        receiver.settimeout(DEADLINE)
+
+        def kinds(sequence: int) -> list[str]:
+            sender.sendto(layout.pack(nonce, sequence, 40), receiver.getsockname())
+            assert len(receiver.recv(100)) == 40
+            events = tracer.drain()
+            stamps = tracer.take_stamps()
+            assert {event.sequence for event in events} | {stamp.sequence for stamp in stamps} == {sequence}
+            return sorted([event.hook for event in events] + ["stamp" for _ in stamps])
+
+        whole = kinds(1)
+        assert {"tx", "rx", "stamp", "local_out"} <= set(whole)
+        for number, left in enumerate((("tx",), ("rx", "stamp"), ("stamp",)), start=2):
+            with tracer.without(*left):
+                assert kinds(number) == [kind for kind in whole if kind not in left]
+            assert kinds(number + 4) == whole

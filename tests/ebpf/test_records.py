@@ -10,6 +10,7 @@ import pytest
 
 from netpath.ebpf import records, tracer
 from netpath.ebpf.programs import source_folder, source_text
+from netpath.model.packet import Icmp, Icmpv6, Ipv4, Ipv6, Udp
 
 HEADER = source_text("event.h")
 COMPILER = shutil.which("cc") or shutil.which("clang")
@@ -74,3 +75,13 @@ def test_a_missing_struct_or_enum_is_named() -> None:
         records.layout(HEADER, "np_nothing")
     with pytest.raises(ValueError, match="np_nothing"):
         records.enum(HEADER, "np_nothing")
+
+
+def test_a_record_that_is_known_by_its_end_says_what_it_is_by_its_headers() -> None:
+    ip, udp = Ipv4("10.0.0.1", "10.0.0.2"), Udp(1, 2)
+    v6 = Ipv6("fd00::1", "fd00::2")
+    assert tracer.role_of((ip, udp)) == "probe"
+    assert tracer.role_of((ip, Icmp(8))) == tracer.role_of((v6, Icmpv6(128))) == "probe"
+    assert tracer.role_of((ip, Icmp(0))) == tracer.role_of((v6, Icmpv6(129))) == "answer"
+    assert tracer.role_of((ip, Icmp(3, 3), ip, udp)) == tracer.role_of((v6, Icmpv6(1), v6, udp)) == "error"
+    assert tracer.role_of((ip, Icmp(3, 3), ip, Icmp(0))) == "error"

@@ -1,0 +1,67 @@
+"""The unseen cost of events, from made-up ways whose true cost is known."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from netpath.model.event import Event, Stamp
+from netpath.trace.calibrate import ARRANGEMENTS, Sample, estimate, samples
+from tests.trace import scene
+
+TRUE = {"tx": 180.0, "rx": 210.0, "stamp": 150.0}
+COUNTS = {"tx": 6, "rx": 6, "stamp": 23}
+
+
+def rounds(number: int, noise: float, drift: float = 0.0) -> list[dict[str, list[Sample]]]:
+    generator = random.Random(7)
+    found = []
+    for turn in range(number):
+        base = 20000 + drift * turn
+        each: dict[str, list[Sample]] = {}
+        for name, left in ARRANGEMENTS.items():
+            counts = {kind: count for kind, count in COUNTS.items() if kind not in left}
+            whole = base + sum(TRUE[kind] * count for kind, count in counts.items())
+            each[name] = [Sample(whole + abs(generator.gauss(0, noise)), counts) for _ in range(30)]
+        found.append(each)
+    return found
+
+
+def test_what_leaving_a_kind_away_changes_is_its_cost() -> None:
+    found = estimate(rounds(5, 0))
+    assert {kind: found.ns[kind] for kind in TRUE} == pytest.approx(TRUE)
+    assert found.ns["socket"] == found.ns["local_in"] == pytest.approx(195)
+
+
+def test_a_machine_that_gets_slower_does_not_look_like_cost() -> None:
+    found = estimate(rounds(20, 200, drift=500))
+    for kind, value in TRUE.items():
+        assert found.ns[kind] == pytest.approx(value, abs=25)
+        assert abs(found.ns[kind] - value) <= 3 * found.uncertainty[kind]
+
+
+def test_what_was_not_measured_is_not_made_up() -> None:
+    found = estimate([])
+    assert set(found.ns.values()) == {0.0} and set(found.uncertainty.values()) == {float("inf")}
+    alone = estimate(rounds(1, 0))
+    assert alone.uncertainty["tx"] == float("inf")
+
+
+def test_a_sample_reaches_from_the_senders_hook_to_the_first_socket() -> None:
+    events: list[Event] = [replace(scene.event(500, "local_out", scene.POD1, 2, scene.inner()), cost_ns=5)]
+    events += [replace(event, cost_ns=10) for event in scene.forward()]
+    answer = [replace(event, time_ns=event.time_ns + 5000) for event in events]
+    stamps = [Stamp(1250, scene.NODE1, 4, "forward", 1, 1, cost_ns=3), Stamp(9999, scene.NODE1, 4, "forward", 1, 1, cost_ns=3)]
+    (sample,) = samples([*events, *answer], stamps)
+    end = next(event.time_ns for event in events if event.hook == "socket")
+    # 14 events after the sender's hook and before the socket, and one mark.
+    assert sample.counts == {"tx": 6, "rx": 6, "local_in": 2, "stamp": 1}
+    assert sample.net == end - 500 - 5 - 14 * 10 - 3
+
+
+def test_a_probe_of_which_an_end_is_missing_is_no_sample() -> None:
+    events = scene.forward()
+    assert samples(events, []) == ()
+    assert samples([scene.event(500, "local_out", scene.POD1, 2, scene.inner()), *events[:5]], []) == ()
