@@ -223,7 +223,8 @@ class NodeView:
             if route.type != "unicast" or not route.destination.endswith(("/32", "/128")) or len(route.nexthops) != 1:
                 continue
             link = self.links.get(route.nexthops[0].device or 0)
-            if link is not None and link.kind == "veth" and link.master is None and route.nexthops[0].gateway is None:
+            # An uplink may be a veth with a route to its gateway's one address: a cloud's machine has that.
+            if link is not None and self.is_pod_veth(link) and link.master is None and route.nexthops[0].gateway is None:
                 found.append(RoutedPod(link, route))
         return tuple(found)
 

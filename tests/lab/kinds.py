@@ -1,4 +1,4 @@
-"""Link kinds that a kernel may lack."""
+"""What a lab may need and not find: link kinds that a kernel may lack, components that are fetched."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from netpath.errors import MissingError
+from netpath.lab import guests, plugins
 from tests.netns import namespaces
 
 NEEDS = {
@@ -15,8 +17,12 @@ NEEDS = {
     "calico-ipip": "ipip",
     "calico-ipip-crosssubnet": "ipip",
     "kube-ipvs": "ipvs",
+    "cni-bridge": "plugins",
+    "ptp": "plugins",
+    "kubenet": "plugins",
+    "gke": "plugins",
 }
-"""Lab modes -> the link kind (or ipvs) without which they can't be built."""
+"""Lab modes -> the link kind (or ipvs, or the CNI plugins) without which they can't be built."""
 
 IPVSADM = ("ipvsadm", "libnl-3-200", "libnl-genl-3-200", "libpopt0")
 """The packages of the load balancer's own tool."""
@@ -43,7 +49,12 @@ def has_ipvs() -> bool:
 
 
 def need(kind: str) -> None:
-    if kind == "ipvs":
+    if kind == "plugins":
+        try:
+            guests.fetch("cni-plugins", plugins.PACKAGES)
+        except MissingError as error:
+            pytest.skip(str(error))
+    elif kind == "ipvs":
         if not has_ipvs():
             pytest.skip("this kernel lacks IPVS")
     elif not has(kind):

@@ -11,6 +11,7 @@ import pytest
 
 from netpath import lab
 from netpath.lab import Lab
+from tests.lab import kinds
 from tests.lab.helpers import read, rules
 from tests.netns import Netns
 
@@ -389,6 +390,7 @@ def test_calico_vxlan_is_the_recorded_state(lab_name: str) -> None:
 
 
 def test_ptp_has_what_the_plugin_makes(lab_name: str) -> None:
+    kinds.need("plugins")
     made = lab.up("ptp", lab_name)
     node = made.node("node1").netns
     veths = [name for name in links(node) if name.startswith("veth")]
@@ -398,5 +400,5 @@ def test_ptp_has_what_the_plugin_makes(lab_name: str) -> None:
     assert routes(made.pod("pod1a").netns) == {
         ("default", "10.244.1.1", "eth0", "boot", "global", None, ()),
         ("10.244.1.0/24", "10.244.1.1", "eth0", "boot", "global", "10.244.1.2", ()),
-        ("10.244.1.1", None, "eth0", "boot", "link", None, ()),
+        ("10.244.1.1", None, "eth0", "boot", "link", "10.244.1.2", ()),
     }

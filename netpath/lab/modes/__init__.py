@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from netpath.lab.build import Mode
-from netpath.lab.modes.bridge import BRIDGE
+from netpath.lab.modes.bridge import BRIDGE, CNI_BRIDGE
 from netpath.lab.modes.calico import BGP
 from netpath.lab.modes.calico import VXLAN as CALICO_VXLAN
 from netpath.lab.modes.calico_ipip import ALWAYS as CALICO_IPIP
@@ -14,6 +14,7 @@ from netpath.lab.modes.flannel_docker import FLANNEL_DOCKER
 from netpath.lab.modes.flannel_ipip import IPIP
 from netpath.lab.modes.flannel_udp import UDP
 from netpath.lab.modes.kube_ipvs import KUBE_IPVS
+from netpath.lab.modes.kubenet import GKE, KUBENET
 from netpath.lab.modes.ptp import PTP
 
 MODES: tuple[Mode, ...] = (
@@ -23,7 +24,10 @@ MODES: tuple[Mode, ...] = (
     IPIP,
     KUBE_IPVS,
     BRIDGE,
+    CNI_BRIDGE,
     PTP,
+    KUBENET,
+    GKE,
     BGP,
     CALICO_VXLAN,
     CALICO_IPIP,
