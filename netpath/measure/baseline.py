@@ -25,10 +25,18 @@ class Underlay:
 
 
 def find(prediction: Prediction, index: SnapshotIndex, family: int) -> Underlay | str:
-    """The underlay between the nodes of a predicted path's ends; where there is none a line that says why."""
-    path = next((each for each in prediction.paths if each.outcome in ("delivered", "rejected") and each.hops), None)
-    if path is None:
+    """The underlay between the nodes of a predicted path's ends; where there is none a line that says why.
+
+    Of several ways (a service's) the likeliest that has one.
+    """
+    ends = [each for each in prediction.paths if each.outcome in ("delivered", "rejected") and each.hops]
+    if not ends:
         return "no way to the destination is predicted, so that the nodes are not known"
+    found = [_of(path, index, family) for path in ends]
+    return next((each for each in found if isinstance(each, Underlay)), found[0])
+
+
+def _of(path: Path, index: SnapshotIndex, family: int) -> Underlay | str:
     start = node_of(index, path.hops[0].netns.inode)
     end = node_of(index, (path.delivery.netns if path.delivery is not None else path.hops[-1].netns).inode)
     if start is None:

@@ -170,7 +170,7 @@ def _probed(request: MeasureRequest, progress: Progress, tick: Tick) -> tuple[Me
             request,
             runner,
             ways,
-            _Found(snapshot, index, baseline, stopped, rate, tuple(notes)),
+            _Found(snapshot, index, baseline, stopped, rate, tuple(notes), underlay.destination if underlay is not None else None),
             conntrack=tuple(
                 TableUse(table.netns, table.count, after[table.netns].count, table.limit)
                 for table in before
@@ -356,6 +356,8 @@ class _Found:
     stopped: str
     rate: float
     notes: tuple[str, ...]
+    node: int | None
+    """Where the baseline ends."""
 
 
 def _measurement(
@@ -375,7 +377,7 @@ def _measurement(
         paths[each.way] += [(each.number, path) for path in taken]
     lost = runner.lost
     reasons = _reasons(runner.tracer, lost, found)
-    notes = list(found.notes)
+    notes = [*found.notes, *_elsewhere(runner, found)]
     if runner.repeated:
         notes.append(f"sent again, because an event was lost: {runner.repeated} of {runner.repeated + runner.bursts} bursts")
     completeness = Completeness(
@@ -408,7 +410,7 @@ def _measurement(
         underlay=trace(plan.UNDERLAY) if plan.UNDERLAY in ways else None,
         underlay_series=tuple(number for number, _ in paths[plan.UNDERLAY]),
         series=tuple(results),
-        comparisons=_comparisons(runner, results, ways[plan.PATH].prediction),
+        comparisons=_comparisons(runner, results, ways[plan.PATH].prediction, found),
         baseline=found.baseline,
         conntrack=conntrack,
         stopped=found.stopped,
@@ -502,22 +504,45 @@ def stage_shares(path: Path) -> tuple[StageShare, ...]:
     return tuple(StageShare(name, value, value / total if total else 0.0) for name, value in ordered)
 
 
-def _comparisons(runner: _Runner, results: Sequence[SeriesResult], prediction: Prediction) -> tuple[Comparison, ...]:
-    found = []
+def _arriving(journeys: Sequence[Journey], found: _Found) -> list[float]:
+    """One-way times, ascending, of the probes that were delivered on the baseline's node: a service may have chosen another."""
+    ends = {
+        inode: baselines.node_of(found.index, inode) for inode in {each.forward.end.netns for each in journeys if each.forward.end}
+    }
+    times = [(one_way(each.forward), each.forward.end) for each in journeys]
+    return sorted(taken for taken, end in times if taken is not None and end is not None and ends[end.netns] == found.node)
+
+
+def _elsewhere(runner: _Runner, found: _Found) -> list[str]:
+    """A line for each series of which some probes went to another node than the baseline."""
+    lines = []
+    for each in runner.planned:
+        whole = len(runner.delivered[each.number])
+        away = whole - len(_arriving(runner.journeys[each.number], found)) if found.node is not None else 0
+        if away and each.way == plan.PATH:
+            name = found.index.netns_ref(found.node or 0).name
+            lines.append(
+                f"{each.flow}, {each.size} bytes: {away} of {whole} probes arrived elsewhere than on {name}, and are not compared"
+            )
+    return lines
+
+
+def _comparisons(runner: _Runner, results: Sequence[SeriesResult], prediction: Prediction, found: _Found) -> tuple[Comparison, ...]:
+    made = []
     for mine, result in zip(runner.planned, results, strict=True):
         twin = next(
             (each for each in runner.planned if (each.way, each.flow, each.size) == (plan.UNDERLAY, mine.flow, mine.size)), None
         )
         if mine.way != plan.PATH or twin is None:
             continue
-        ours, theirs = sorted(runner.delivered[mine.number]), sorted(runner.delivered[twin.number])
+        ours, theirs = _arriving(runner.journeys[mine.number], found), sorted(runner.delivered[twin.number])
         if not ours or not theirs:
             continue
         intervals = robust.compared(ours, theirs)
         path_ns, underlay_ns = quantile(ours, 0.5), quantile(theirs, 0.5)
         mtu = prediction.path_mtu
         added = result.encap_bytes
-        found.append(
+        made.append(
             Comparison(
                 flow=mine.flow,
                 size=mine.size,
@@ -532,4 +557,4 @@ def _comparisons(runner: _Runner, results: Sequence[SeriesResult], prediction: P
                 bytes_of_full=added / mtu.ip if added is not None and mtu is not None else None,
             )
         )
-    return tuple(found)
+    return tuple(made)

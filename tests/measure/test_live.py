@@ -221,6 +221,30 @@ def test_where_nothing_stands_in_the_way_conntrack_and_nat_are_told_apart(labs: 
     assert nat("new") > 1.5 * nat("established")
 
 
+def test_only_what_arrives_on_the_baselines_node_is_compared() -> None:
+    """A service with one backend on either node: new flows go to both, the established one to one of them."""
+    with lab.running("flannel-hostgw", f"npt{secrets.token_hex(3)}", services="nftables") as made:
+        done = netpath(
+            "measure", made.pod("pod1a").label, "10.96.7.8:5353", "--udp", "-c", "40", "--rate", "2000", "-o", "json", timeout=100
+        )
+        assert done.code == 0, done.err
+        document = done.document
+        contract.check(document, contract.MEASUREMENT)
+        there = made.node("node2").netns
+        assert document["baseline"]["destination"] == there
+        for flow in ("new", "established"):
+            (series,) = [number for number, each in enumerate(document["series"]) if (each["way"], each["flow"]) == ("path", flow)]
+            away = sum(
+                path["probes"] for path in document["paths"] if path["series"] == series and path["hops"][-1]["node"] != there
+            )
+            whole = sum(path["probes"] for path in document["paths"] if path["series"] == series)
+            assert any(each["flow"] == flow for each in document["comparisons"]) == (away < whole)
+            assert any(note.startswith(f"{flow}, 64 bytes: ") and f"on {there}, and" in note for note in document["notes"]) == bool(
+                away
+            )
+            assert flow == "established" or 0 < away < whole
+
+
 def test_the_table(labs: dict[str, lab.Lab]) -> None:
     made = labs["flannel-vxlan"]
     done = netpath(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from netpath.trace.stats import quantile, summarise
+from netpath.trace.stats import MANY, quantile, summarise
 
 
 def test_nothing_has_no_statistics() -> None:
@@ -19,6 +19,13 @@ def test_a_known_distribution() -> None:
     assert stats.ci95 is not None
     low, high = stats.ci95
     assert 42 < low < 50.5 < high < 59
+
+
+def test_of_many_values_the_interval_is_the_same_by_a_shorter_way() -> None:
+    values = [float(value % 37) ** 2 for value in range(MANY)]
+    drawn, computed = summarise(values[:-1]), summarise(values)
+    assert drawn is not None and computed is not None and drawn.ci95 is not None and computed.ci95 is not None
+    assert computed.ci95 == pytest.approx(drawn.ci95, rel=0.06)
 
 
 def test_the_uncorrected_mean_stands_beside_corrected_figures() -> None:
