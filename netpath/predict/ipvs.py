@@ -57,7 +57,7 @@ class LoadBalancer(Engine):
         if servers is None:
             self._unread(walk, host, packet)
             return False
-        if not servers or packet.inner is not None or walk.answering:
+        if not servers or packet.inner is not None or walk.asker is not None:
             return False
         found = find(servers, packet, walk.mark)
         if found is None or (packet.protocol == "tcp" and packet.flags != "S"):
