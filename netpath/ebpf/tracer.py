@@ -116,6 +116,7 @@ class Tracer:
         self._code: programs_module.Programs | None = None
         self._stamping: dict[int, int] = {}
         self._stages: Mapping[str, Sequence[Boundary]] = {}
+        self._listened: tuple[str, ...] = ()
         self._links: dict[str, list[int]] = {}
         self._stamps: list[Stamp] = []
         self._values: dict[str, int] = {}
@@ -137,7 +138,8 @@ class Tracer:
 
     @contextlib.contextmanager
     def without(self, *kinds: str) -> Iterator[None]:
-        """For the time of the block these are not attached at all: tx, rx, or stamp (all marks of stages).
+        """For the time of the block these are not attached at all: names of `TRACEPOINTS`, stamp (all marks of stages), or local
+        (LOCAL_IN and LOCAL_OUT).
 
         What a path takes with and without them is what they cost there (`netpath.trace.calibrate`). Events that were written
         before are still in the buffer. Not for the kinds that `run` needs to end: nobody would see a delivery.
@@ -149,6 +151,8 @@ class Tracer:
             for kind in kinds:
                 if kind == "stamp":
                     self._link_stages()
+                elif kind == "local":
+                    self._link_local()
                 else:
                     hook = next(hook for hook in TRACEPOINTS if hook.name == kind)
                     self._links.setdefault(kind, []).append(self._open(hook))
@@ -303,8 +307,10 @@ class Tracer:
             self._missing.append("delivery: neither sk_data_ready nor netfilter links; arrivals are inferred from the last hop")
 
     def expect_payload(self, size: int) -> None:
-        """From here on the marks of stages are for probes with a payload of `size` bytes; for a run of several sizes, armed for none."""
-        sys.update(self._maps["settings"], struct.pack("<I", 0), self._settings.pack({**self._values, "stage_tail": size}))
+        """From here on all probes have a payload of `size` bytes: for a run of several sizes, armed for none. Not of TCP."""
+        tail = size if TAIL_SIZES[0] <= size <= TAIL_SIZES[1] else 0
+        settings = self._settings.pack({**self._values, "tail": tail, "stage_tail": size})
+        sys.update(self._maps["settings"], struct.pack("<I", 0), settings)
 
     def _create_maps(self) -> None:
         for name, kind, key, value, entries in (
@@ -366,18 +372,18 @@ class Tracer:
                     self._hooks.append(hook)
 
     def _attach_netfilter(self, paths: Sequence[str]) -> None:
-        loaded = [(self._loaded[hook.name], number, priority) for hook, number, priority in NETFILTER if hook.name in self._loaded]
-        if not loaded or not paths:
-            return
-        made = 0
-        for path in paths:
-            with ThreadPoolExecutor(1) as worker:
-                links = worker.submit(_link_in, path, loaded).result()
-            made += len(links)
-            for link in links:
-                self._stack.callback(os.close, link)
-        if made:
+        self._listened = tuple(paths)
+        if self._link_local():
             self._hooks += [hook.name for hook, _, _ in NETFILTER if hook.name in self._loaded]
+
+    def _link_local(self) -> bool:
+        """Attach the hooks of deliveries and sends in every namespace that is listened in; False: nowhere."""
+        loaded = [(self._loaded[hook.name], number, priority) for hook, number, priority in NETFILTER if hook.name in self._loaded]
+        made = self._links.setdefault("local", [])
+        for path in self._listened if loaded else ():
+            with ThreadPoolExecutor(1) as worker:
+                made += worker.submit(_link_in, path, loaded).result()
+        return bool(made)
 
     def _attach_stages(self, stages: Mapping[str, Sequence[Boundary]]) -> None:
         """Put the marks in place. What the kernel can't do is not missing from the path, only from its stages."""

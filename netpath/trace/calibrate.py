@@ -39,6 +39,8 @@ class Sample:
 
     net: float
     counts: Mapping[str, int]
+    spent: float = 0.0
+    """What the events say of themselves; `net` is without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def samples(events: Iterable[Event], stamps: Iterable[Stamp]) -> tuple[Sample, .
         for each in seen[start + 1 : end]:
             counts[kind(each)] += 1
         spent = sum(each.cost_ns for each in seen[start:end])
-        found.append(Sample(seen[end].time_ns - seen[start].time_ns - spent, dict(counts)))
+        found.append(Sample(seen[end].time_ns - seen[start].time_ns - spent, dict(counts), spent))
     return tuple(found)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import random
+import statistics
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path as File
 
@@ -27,6 +27,7 @@ CPU = 1
 PAYLOAD = 64
 RING = 1 << 24
 LAST = 10_000_000
+EVERYTHING = ("tx", "rx", "drop", "socket", "tun_read", "local", "stamp")
 
 
 def build() -> File:
@@ -56,12 +57,12 @@ class Course:
         self._process.wait(timeout=10)
         self._process.stdout.close()
 
-    def ping_pong(self, count: int, *, marked: bool) -> Run:
-        """A block of `count` round trips, with the armed nonce or without."""
+    def ping_pong(self, count: int, *, marked: bool, fresh: bool = False) -> Run:
+        """A block of `count` round trips, with the armed nonce or without; `fresh`: each from a port of its own."""
         assert self._process.stdin is not None and self._process.stdout is not None
         first = self._next
         self._next += count
-        self._process.stdin.write(f"{first if marked else -1} {count}\n")
+        self._process.stdin.write(f"{first if marked else -1} {count}{' new' if fresh else ''}\n")
         self._process.stdin.flush()
         rows: list[list[int]] = []
         while (line := self._process.stdout.readline()) not in ("\n", ""):
@@ -93,25 +94,19 @@ class Armed:
     prediction: Prediction
     registered: stages.Registered
 
-    def block(self, count: int) -> Block:
+    def plain(self, count: int, *, fresh: bool = False) -> Run:
+        """A block with nothing attached anywhere."""
+        with self.tracer.without(*EVERYTHING):
+            return self.course.ping_pong(count, marked=True, fresh=fresh)
+
+    def block(self, count: int, *, left: Sequence[str] = (), fresh: bool = False) -> Block:
+        """A traced block, with some kinds of event left away."""
         self.tracer.discard()
-        run = self.course.ping_pong(count, marked=True)
+        with self.tracer.without(*left):
+            run = self.course.ping_pong(count, marked=True, fresh=fresh)
         records = self.tracer.take()
         assert not self.tracer.lost, "the buffer was too small for a block"
         return Block(self, run, records)
-
-    def calibrated(self, rounds: int, count: int) -> calibrate.Unseen:
-        """Every arrangement in turn, `rounds` times."""
-        return calibrate.estimate([self.round(count) for _ in range(rounds)])
-
-    def round(self, count: int) -> dict[str, tuple[calibrate.Sample, ...]]:
-        taken = {}
-        names = list(calibrate.ARRANGEMENTS)
-        random.shuffle(names)
-        for name in names:
-            with self.tracer.without(*calibrate.ARRANGEMENTS[name]):
-                taken[name] = self.block(count)
-        return {name: calibrate.samples(*block.seen()) for name, block in taken.items()}
 
 
 @dataclass
@@ -130,19 +125,29 @@ class Block:
         """The way there as the product reports it, from the C program's own send call on."""
         armed = self.armed
         events, stamps = self.seen()
-        journeys = correlate(events, armed.index, sorted(self.run.sent), stamps=stamps, sent_ns=self.run.sent)
+        journeys = correlate(events, armed.index, self.undisturbed(), stamps=stamps, sent_ns=self.run.sent)
         scene = Scene(armed.index, registered=armed.registered, unseen=unseen.ns if unseen else {})
         return forward_paths(journeys, armed.prediction, scene)[0]
 
-    def wake_ups(self, unseen: calibrate.Unseen) -> list[float]:
-        """ns from each socket's readiness to the return of the receive call, less what the last event cost."""
+    def undisturbed(self) -> list[int]:
+        """The numbers without the slowest tenth, in which other work had the core."""
+        ordered = sorted(self.run.sent, key=lambda number: self.run.received[number] - self.run.sent[number])
+        return sorted(ordered[: max(1, len(ordered) - len(ordered) // 10)])
+
+    def samples(self) -> tuple[calibrate.Sample, ...]:
+        return calibrate.samples(*self.seen())
+
+    def wake_up(self, unseen: calibrate.Unseen) -> float:
+        """Mean ns from each socket's readiness to the return of the receive call, less what the last event cost."""
         ready: dict[int, Event] = {}
         for event in sorted(self.seen()[0], key=lambda event: event.time_ns):
             if event.hook == "socket":
                 ready.setdefault(event.sequence, event)
-        return [
-            self.run.received[number] - event.time_ns - event.cost_ns - unseen.ns["socket"] / 2 for number, event in ready.items()
-        ]
+        return statistics.fmean(
+            self.run.received[number] - event.time_ns - event.cost_ns - unseen.ns["socket"] / 2
+            for number in self.undisturbed()
+            if (event := ready.get(number)) is not None
+        )
 
 
 @contextlib.contextmanager

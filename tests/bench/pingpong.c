@@ -10,7 +10,8 @@
  *
  * With "blocks" it does so again and again: every line read, "FIRST COUNT", is one block of COUNT round trips after 10
  * that are not counted, and an empty line ends its output. FIRST is the number of the first, counted up in bytes 8 to 11
- * of the payload (0 in the round trips before); -1: a payload of zeros.
+ * of the payload (0 in the round trips before); -1: a payload of zeros. "FIRST COUNT new": each counted round trip
+ * from a port of its own, on a socket that is opened before its time is taken.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -101,13 +102,23 @@ static unsigned char payload[512];
 static size_t size = 64;
 static unsigned long sent_in_all;
 
-static void run(int fd, long count, long warm_up, long first, int marked)
+static int connected(const struct sockaddr_in *server)
+{
+	int fd = open_socket();
+
+	if (connect(fd, (const struct sockaddr *)server, sizeof(*server)))
+		fail("connect");
+	return fd;
+}
+
+static void run(int usual, long count, long warm_up, long first, int marked, const struct sockaddr_in *fresh)
 {
 	static const unsigned char nothing[512];
 	unsigned char answer[2048];
 
 	for (long i = -warm_up; i < count; i++) {
 		unsigned long slot = sent_in_all++ % MOST;
+		int fd = fresh && i >= 0 ? connected(fresh) : usual;
 		uint64_t start, end;
 
 		if (first >= 0) {
@@ -123,6 +134,8 @@ static void run(int fd, long count, long warm_up, long first, int marked)
 		if (i >= 0)
 			printf("%llu %llu %llu\n", (unsigned long long)(end - start), (unsigned long long)start,
 			       (unsigned long long)received[slot]);
+		if (fd != usual)
+			close(fd);
 	}
 }
 
@@ -133,7 +146,7 @@ int main(int argc, char **argv)
 	int pair[2], fd;
 	long first, count;
 	pid_t child;
-	char byte;
+	char byte, line[64];
 
 	if (argc < 7) {
 		fprintf(stderr, "usage: pingpong CLIENT_NETNS SERVER_NETNS ADDRESS PORT COUNT CPU [HEX_PAYLOAD [blocks]]\n");
@@ -166,17 +179,15 @@ int main(int argc, char **argv)
 	if (read(pair[0], &byte, 1) != 1)
 		return 1;
 	enter(argv[1]);
-	fd = open_socket();
-	if (connect(fd, (struct sockaddr *)&server, sizeof(server)))
-		fail("connect");
+	fd = connected(&server);
 	if (argc > 8) {
-		while (scanf("%ld %ld", &first, &count) == 2) {
-			run(fd, count, BLOCK_WARM_UP, first, first >= 0);
+		while (fgets(line, sizeof(line), stdin) && sscanf(line, "%ld %ld", &first, &count) == 2) {
+			run(fd, count, BLOCK_WARM_UP, first, first >= 0, strstr(line, "new") ? &server : NULL);
 			printf("\n");
 			fflush(stdout);
 		}
 	} else {
-		run(fd, atol(argv[5]), WARM_UP, -1, 1);
+		run(fd, atol(argv[5]), WARM_UP, -1, 1, NULL);
 	}
 	kill(child, SIGKILL);
 	return 0;

@@ -1,0 +1,119 @@
+"""Do the stages add up? Their corrected sum, from the sender's send call to the return of the receive call, over an independently
+measured half of the round trip of the same program with nothing attached.
+
+Every round sends a plain block, a plain one again (the control) and one in each arrangement, in random order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import statistics
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from netpath import lab
+from netpath.trace import calibrate
+from tests.bench.harness import SEED, machine, median_interval
+from tests.bench.onpath import PORT, Block, Course, armed, build
+
+ROUNDS = 40
+COUNT = 30
+MODES = ("flannel-vxlan", "flannel-hostgw", "calico-bgp", "docker")
+
+
+@contextlib.contextmanager
+def course(mode: str, made: lab.Lab, program: Path) -> Iterator[Course]:
+    """Pod to pod across the nodes; for Docker from the other node to a port that node1 translates to a container's."""
+    if mode != "docker":
+        client, server = made.pod("pod1a"), made.pod("pod2a")
+        with Course(program, client, server, server.address) as ready:
+            yield ready
+        return
+    node, container = made.node("node1"), made.pod("c1")
+    target = f"{container.address}:{PORT}"
+    for rule in (
+        f"-t nat -I PREROUTING -p udp --dport {PORT} -j DNAT --to-destination {target}",
+        f"-I FORWARD -p udp -d {container.address} --dport {PORT} -j ACCEPT",
+    ):
+        subprocess.run(["nsenter", f"--net={node.path}", "iptables", "-w", *rule.split()], check=True)
+    with Course(program, made.node("node2"), container, node.address) as ready:
+        yield ready
+
+
+def stages(block: Block, unseen: calibrate.Unseen) -> dict[str, float]:
+    """Mean ns of each stage, both ends in `socket`, as the product reports them."""
+    spent: dict[str, float] = defaultdict(float)
+    for stage in block.path(unseen).stages:
+        assert stage.ns is not None
+        spent[stage.stage] += stage.ns.mean
+    spent["socket"] += block.wake_up(unseen)
+    return dict(spent)
+
+
+def measure(mode: str) -> dict[str, Any]:
+    order = random.Random(SEED)
+    with lab.running(mode) as made, course(mode, made, build()) as ready, armed(ready) as on:
+        on.block(COUNT)
+        plain: list[float] = []
+        control: list[float] = []
+        rounds: list[dict[str, Block]] = []
+        for _ in range(ROUNDS):
+            names = [*calibrate.ARRANGEMENTS, "plain", "control"]
+            order.shuffle(names)
+            blocks: dict[str, Block] = {}
+            for name in names:
+                if name in ("plain", "control"):
+                    halves = [value / 2 for value in on.plain(COUNT).round_trips]
+                    (plain if name == "plain" else control).append(trimmed(halves))
+                else:
+                    blocks[name] = on.block(COUNT, left=calibrate.ARRANGEMENTS[name])
+            rounds.append(blocks)
+        unseen = calibrate.estimate([{name: block.samples() for name, block in each.items()} for each in rounds])
+        sums, spent = [], defaultdict(list)
+        for each in rounds:
+            found = stages(each["all"], unseen)
+            sums.append(sum(found.values()))
+            for stage, value in found.items():
+                spent[stage].append(value)
+    ratios = [mine / theirs for mine, theirs in zip(sums, plain, strict=True)]
+    aa = [again / theirs for again, theirs in zip(control, plain, strict=True)]
+    return {
+        "mode": mode,
+        "closure": statistics.median(ratios),
+        "ci95": median_interval(ratios),
+        "aa": statistics.median(aa),
+        "aa_ci95": median_interval(aa),
+        "half_round_trip_ns": statistics.median(plain),
+        "sum_of_stages_ns": statistics.median(sums),
+        "stages_ns": {stage: statistics.median(values) for stage, values in spent.items()},
+        "unseen_ns": dict(unseen.ns),
+        "rounds": ROUNDS,
+    }
+
+
+def trimmed(values: list[float]) -> float:
+    """The mean without the slowest tenth, in which other work had the core."""
+    return statistics.fmean(sorted(values)[: max(1, len(values) - len(values) // 10)])
+
+
+def main() -> int:
+    results = []
+    for mode in MODES:
+        result = measure(mode)
+        results.append(result)
+        low, high = result["ci95"]
+        stages_ns: dict[str, float] = result["stages_ns"]
+        parts = ", ".join(f"{stage} {value:,.0f}" for stage, value in sorted(stages_ns.items(), key=lambda item: -item[1]))
+        print(
+            f"closure, {mode}: {result['closure']:.3f} [{low:.3f}, {high:.3f}] ({result['sum_of_stages_ns']:,.0f} over"
+            f" {result['half_round_trip_ns']:,.0f} ns; A/A {result['aa']:.3f}; {ROUNDS} rounds): {parts}",
+            flush=True,
+        )
+    target = Path(__file__).with_name("results-closure.json")
+    target.write_text(json.dumps({"machine": machine(), "results": results}, indent=2) + "\n")
+    return 0
