@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from netpath.cni import docker, flannel, kubenet
-from netpath.cni.view import Datapath, NodeView, Signs, inside
+from netpath.cni.view import Datapath, NodeView, RoutedPod, Signs, inside, network_of
 from netpath.model.snapshot import Link
 
 NAME = "cni"
@@ -67,6 +67,23 @@ def _mode(view: NodeView, bridge: Link) -> str:
     return "ipmasq" if masqueraded else "routed"
 
 
+def _detour(view: NodeView, pod: RoutedPod) -> str | None:
+    """The plugin's mark in a pod: even its neighbours of the same subnet are reached by the gateway."""
+    inner, link = view.pod_of(pod.link), view.peer_in_pod(pod.link)
+    if inner is None or link is None:
+        return None
+    for route in inner.routes:
+        for hop in route.nexthops:
+            if hop.device == link.ifindex and hop.gateway and route.preferred_source and _near(hop.gateway, route.destination):
+                return f"pods reach their own subnet {route.destination} by the gateway {hop.gateway}"
+    return None
+
+
+def _near(address: str, prefix: str) -> bool:
+    network = network_of(prefix)
+    return network is not None and inside(address, network)
+
+
 def _ptp(view: NodeView) -> tuple[Datapath, ...]:
     overlay, signs = flannel.overlay_of(view)
     subnet = flannel.subnet_of(view, overlay) if overlay is not None and signs.confidence >= 0.5 else None
@@ -84,6 +101,10 @@ def _ptp(view: NodeView) -> tuple[Datapath, ...]:
     # The plugin gives the host's end the pod subnet's gateway as a /32, the same on every veth.
     gateways = [text for text in view.addresses(pods[0].link) if text.endswith("/32")]
     signs.add_if(gateways, 0.4, f"their host ends hold the pods' gateway, {gateways[0] if gateways else ''}")
+    scoped = all(pod.route.scope == "host" for pod in pods)
+    signs.add_if(scoped, 0.3, "the routes to them have scope host, as the plugin gives them")
+    detour = next((line for pod in pods if (line := _detour(view, pod))), None)
+    signs.add_if(detour, 0.4, detour or "")
     _marks(view, "ptp", signs)
     rule = view.rule('name: \\"', 'id: \\"')
     return signs.datapath("ptp", "ipmasq" if rule and "-j CNI-" in rule else "routed")

@@ -320,6 +320,32 @@ def test_ptp_plugin() -> None:
     assert _kinds(scene.recognise()) == {("ptp", "routed")}
 
 
+def test_ptp_plugin_without_files() -> None:
+    """By the routes that it leaves on both ends; a route of its own to a pod is not enough."""
+
+    def scene(scope: str, detour: bool) -> Scene:
+        made = Scene()
+        made.pod("10.1.1.2", routed=True)
+        made.routes[-1] = replace(made.routes[-1], scope=scope)
+        if detour:
+            near = replace(_route("10.1.1.0/24", 2, "10.1.1.1"), preferred_source="10.1.1.2")
+            made.pods[-1] = replace(made.pods[-1], routes=(*made.pods[-1].routes, near))
+        return made
+
+    assert _kinds(scene("host", True).recognise()) == {("ptp", "routed")}
+    assert _kinds(scene("link", True).recognise()) == {("ptp", "routed")}
+    assert _kinds(scene("host", False).recognise()) == {("unknown", "unknown")}
+
+
+def test_an_uplink_with_a_route_to_its_gateway_is_no_pod() -> None:
+    """A cloud's machine may have a veth there, and its own address as a /32."""
+    scene = Scene(files={"10-x.conflist": '{"type": "bridge"}'})
+    scene.pod("10.1.1.2", bridge=_bridge(scene, "mybr", "10.1.1.1/24"))
+    uplink = scene.add(_link(50, "eth0", "veth", peer=DeviceId(999, 7)), "192.168.0.11/32")
+    scene.routes.append(_route("192.168.0.1/32", uplink, None))
+    assert _kinds(scene.recognise()) == {("bridge", "routed")}
+
+
 def test_bridge_plugin_without_masquerade() -> None:
     scene = Scene(files={"10-mynet.conf": '{"type": "bridge", "bridge": "mybr"}'})
     scene.pod("10.1.1.2", bridge=_bridge(scene, "mybr", "10.1.1.1/24"))

@@ -1,0 +1,204 @@
+"""Pods made by the real CNI plugins: each datapath recognised, each flow predicted, seen on every hop, and its rewrites told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path as File
+
+import pytest
+
+from netpath import lab
+from netpath.cni import recognise
+from netpath.lab import Lab
+from netpath.lab.modes.kubenet import OUTSIDE
+from tests.lab import kinds
+from tests.netns import Netns
+from tests.topology import ECHO_PORT, echo
+from tests.trace.nat import as_predicted, rewrites, trace
+from tests.trace.test_nat_live import agrees_with_tcpdump
+
+pytestmark = [pytest.mark.root, pytest.mark.ebpf, pytest.mark.timeout(300)]
+
+MASQUERADE, DNAT = "masquerade", "dnat"
+NODE = {"node1": "192.168.50.11", "node2": "192.168.50.12"}
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A packet's way, by what it crosses on the nodes beside pods' veths, and by what is rewritten."""
+
+    source: str
+    target: str
+    """``pod2a`` (its echo server), ``node1`` (its address), ``node1:PORT``, ``outside`` or ``127.0.0.1:PORT``."""
+    devices: tuple[str, ...]
+    translations: tuple[str, ...] = ()
+    protocols: tuple[str, ...] = ("udp", "tcp", "icmp")
+
+
+@dataclass(frozen=True)
+class Datapath:
+    mode: str
+    cni: tuple[str, str]
+    flows: tuple[Flow, ...]
+
+
+def among_pods(bridge: tuple[str, ...], across: tuple[str, ...] = (), to_node: tuple[str, ...] = ()) -> tuple[Flow, ...]:
+    """Flows that every datapath has; `across` and `to_node` are the rewrites between pods of two nodes and to the other node."""
+    return (
+        Flow("pod1a", "pod1b", (), protocols=("udp",)),
+        Flow("pod1a", "pod2a", (*bridge, "eth0", "eth0", *bridge), across),
+        Flow("pod1a", "node1", bridge, protocols=("icmp",)),
+        Flow("pod1a", "node2", (*bridge, "eth0", "eth0"), to_node, protocols=("icmp",)),
+        Flow("node1", "pod1b", bridge, protocols=("icmp",)),
+        Flow("node1", "pod2b", ("eth0", "eth0", *bridge), protocols=("tcp",)),
+    )
+
+
+def host_port(source: str, target: str, devices: tuple[str, ...], *translations: str) -> Flow:
+    return Flow(source, target, devices, translations, ("tcp" if target.endswith("12345") else "udp",))
+
+
+OUT = ("tcp", "icmp")
+DATAPATHS = (
+    Datapath(
+        "cni-bridge",
+        ("bridge", "ipmasq"),
+        (
+            *among_pods(("cni0",), (MASQUERADE,), (MASQUERADE,)),
+            host_port("node2", "node1:12346", ("eth0", "eth0", "cni0"), DNAT),
+            host_port("node2", "node1:12345", ("eth0", "eth0", "cni0"), DNAT),
+            host_port("pod2b", "node1:12346", ("cni0", "eth0", "eth0", "cni0"), MASQUERADE, DNAT),
+            host_port("pod2b", "node1:12345", ("cni0", "eth0", "eth0", "cni0"), MASQUERADE, DNAT),
+            host_port("pod1b", "node1:12346", (), DNAT, MASQUERADE),
+            host_port("pod1a", "node1:12346", (), DNAT, MASQUERADE),
+            host_port("node1", "node1:12346", ("cni0",), DNAT),
+            host_port("node1", "127.0.0.1:12346", ("cni0",), DNAT, MASQUERADE),
+        ),
+    ),
+    Datapath("ptp", ("ptp", "routed"), among_pods(())),
+    Datapath(
+        "kubenet",
+        ("kubenet", "bridge"),
+        (*among_pods(("cbr0",), (), (MASQUERADE,)), Flow("pod1a", "outside", ("cbr0", "eth0"), (MASQUERADE,), OUT)),
+    ),
+    Datapath("gke", ("gke", "ptp"), (*among_pods(()), Flow("pod1a", "outside", ("eth0",), (MASQUERADE,), OUT))),
+)
+CASES = [
+    pytest.param(datapath, flow, protocol, id=f"{datapath.mode}-{flow.source}-{flow.target}-{protocol}")
+    for datapath in DATAPATHS
+    for flow in datapath.flows
+    for protocol in flow.protocols
+]
+
+
+@pytest.fixture(scope="module")
+def labs() -> Iterator[dict[str, Lab]]:
+    """Labs by mode, made when first asked for."""
+    made: dict[str, Lab] = {}
+    try:
+        yield made
+    finally:
+        for each in made.values():
+            lab.down(each.name)
+
+
+def of_mode(labs: dict[str, Lab], mode: str) -> Lab:
+    if mode in kinds.NEEDS:
+        kinds.need(kinds.NEEDS[mode])
+    if mode not in labs:
+        labs[mode] = lab.up(mode, f"npt{os.urandom(3).hex()}")
+    return labs[mode]
+
+
+def ends(made: Lab, flow: Flow, protocol: str) -> tuple[str, str]:
+    """Both ends, named by their namespaces: other labs may hold the same addresses."""
+    source = f"netns:{made.name}-{flow.source}"
+    target, _, port = flow.target.partition(":")
+    if target == "127.0.0.1":
+        return source, flow.target
+    if target == "outside":
+        target, address, port = "fabric", str(OUTSIDE), str(ECHO_PORT)
+    elif target in NODE:
+        address = NODE[target]
+    else:
+        address, port = made.pod(target).address, "7070"
+    return source, f"netns:{made.name}-{target}@{address}" + (f":{port}" if port and protocol != "icmp" else "")
+
+
+@pytest.mark.parametrize(("datapath", "flow", "protocol"), CASES)
+def test_each_flow_is_predicted_and_seen(labs: dict[str, Lab], datapath: Datapath, flow: Flow, protocol: str) -> None:
+    made = of_mode(labs, datapath.mode)
+    with echo([(Netns(f"{made.name}-fabric"), str(OUTSIDE))] if flow.target == "outside" and protocol != "icmp" else []):
+        done = trace(*ends(made, flow, protocol), protocol)
+    (forward,), (back,) = as_predicted(done)
+    (predicted,) = done.trace.prediction.paths
+    assert [(hop.netns, hop.device, hop.direction) for hop in forward.hops] == [
+        (hop.netns, hop.device, hop.direction) for hop in predicted.hops
+    ]
+    nodes = {node.netns for node in made.nodes}
+    crossed = [hop.device.name for hop in forward.hops if hop.netns.name in nodes and not hop.device.name.startswith("veth")]
+    assert crossed == list(flow.devices)
+    assert [kind for kind, _ in rewrites(forward)] == list(flow.translations)
+    assert sorted(kind for kind, _ in rewrites(back)) == sorted(flow.translations)
+    # Nothing is added to any packet: none of these is a tunnel.
+    assert len({hop.ip_length for hop in forward.hops}) == 1
+
+
+@pytest.mark.parametrize("datapath", DATAPATHS, ids=lambda datapath: datapath.mode)
+def test_each_datapath_is_recognised(labs: dict[str, Lab], datapath: Datapath) -> None:
+    made = of_mode(labs, datapath.mode)
+    done = trace(f"netns:{made.name}-pod1a", f"netns:{made.name}-pod2a:7777", count=1)
+    found = recognise(done.snapshot, done.index)
+    for node in made.nodes:
+        (known,) = found[node.netns]
+        assert (known.cni, known.mode) == datapath.cni
+        assert known.confidence >= 0.7 and len(known.evidence) >= 2, known
+    # The cloud's router has routes over veths too, and is no node of any kind.
+    assert found.get(f"{made.name}-fabric", ()) == ()
+
+
+@pytest.mark.parametrize(
+    ("mode", "source", "target"),
+    [
+        ("cni-bridge", "pod1a", "pod2a"),
+        ("cni-bridge", "pod2b", "node1:12346"),
+        ("cni-bridge", "node1", "127.0.0.1:12346"),
+        ("ptp", "pod1a", "pod1b"),
+        ("kubenet", "pod1a", "pod2a"),
+        ("gke", "pod1a", "pod2a"),
+    ],
+)
+def test_tcpdump_on_every_device_agrees(labs: dict[str, Lab], mode: str, source: str, target: str, tmp_path: File) -> None:
+    made = of_mode(labs, mode)
+    agrees_with_tcpdump(made, *ends(made, Flow(source, target, ()), "udp"), tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["kubenet", "gke"])
+def test_a_route_that_the_cloud_lacks(mode: str) -> None:
+    """The nodes can't know: the packet ends in the router, and there netpath says so."""
+    kinds.need("plugins")
+    with lab.running(mode, f"npt{os.urandom(3).hex()}") as made:
+        Netns(f"{made.name}-fabric").ip("route", "del", "10.244.2.0/24")
+        done = trace(f"netns:{made.name}-pod1a", f"netns:{made.name}-pod2a:7777", round_trip=False)
+        (path,) = done.trace.paths
+        assert (done.trace.outcome, done.trace.diverged) == ("dropped", False)
+        assert path.hops[-1].netns.name == f"{made.name}-fabric" and {hop.status for hop in path.hops} == {"observed"}
+        assert path.drop is not None and path.drop.reason == "IP_INNOROUTES" and path.drop.remedy
+
+
+def test_a_forwarding_policy_beside_the_firewall_plugin() -> None:
+    """The plugin accepts what pods send and what answers them; what a policy of DROP leaves over is named with it."""
+    kinds.need("plugins")
+    with lab.running("cni-bridge", f"npt{os.urandom(3).hex()}") as made:
+        node = Netns(made.node("node2").netns)
+        subprocess.run(["nsenter", f"--net={node.path}", "iptables-nft", "-P", "FORWARD", "DROP"], check=True)
+        as_predicted(trace(f"netns:{made.name}-pod2a", f"netns:{made.name}-node1@{NODE['node1']}", "icmp"))
+        done = trace(f"netns:{made.name}-pod1a", f"netns:{made.name}-pod2a:7777", round_trip=False)
+        (path,) = done.trace.paths
+        assert (done.trace.outcome, done.trace.diverged) == ("dropped", False)
+        assert path.drop is not None and path.drop.rule is not None
+        assert (path.drop.rule.chain, path.drop.rule.text) == ("FORWARD", "policy DROP")
+        assert path.hops[-1].netns.name == node.name
