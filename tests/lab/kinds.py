@@ -21,6 +21,7 @@ NEEDS = {
     "ptp": "plugins",
     "kubenet": "plugins",
     "gke": "plugins",
+    "canal": "plugins",
 }
 """Lab modes -> the link kind (or ipvs, or the CNI plugins) without which they can't be built."""
 

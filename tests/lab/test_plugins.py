@@ -238,6 +238,23 @@ def test_pods_outside_the_usual_prefixes_are_not_masqueraded_among_themselves(la
             assert sender_seen_by(target.netns, target.address, made.pod("pod1a").netns) == "100.64.1.2"
 
 
+def test_canal_is_calicos_pods_in_flannels_subnet(lab_name: str) -> None:
+    made = lab.up("canal", lab_name)
+    node = made.node("node1").netns
+    found = {route["dst"]: route for route in read(node, "ip", "-j", "route")}
+    for pod, address in (("pod1a", "10.244.1.2"), ("pod1b", "10.244.1.3")):
+        assert made.pod(pod).address == address
+        assert found[address]["dev"].startswith("cali") and found[address]["scope"] == "link"
+        lease = Path("/run/netpath/labs", lab_name, "node1/networks/k8s-pod-network", address)
+        assert lease.read_text().split() == [f"{lab_name}-{pod}", "eth0"]
+        (inner,) = read(made.pod(pod).netns, "ip", "-j", "route", "show", "default")
+        assert inner["gateway"] == "169.254.1.1"
+    assert (found["10.244.2.0/24"]["dev"], found["10.244.2.0/24"]["gateway"]) == ("flannel.1", "10.244.2.0")
+    links = {link["ifname"]: link for link in read(node, "ip", "-j", "link")}
+    assert [link["mtu"] for name, link in links.items() if name.startswith("cali")] == [1450, 1450]
+    assert "FLANNEL-POSTRTG" in " ".join(rules(node)["nat"])
+
+
 def test_options_that_they_can_not_have() -> None:
     for mode, option in (("ptp", {"ipv6": True}), ("kubenet", {"ipv6": True}), ("gke", {"underlay_vlan": 7})):
         with pytest.raises(UsageError, match=f"lab {mode}: IPv4 only"):

@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path as File
 
 import pytest
@@ -45,15 +46,18 @@ class Datapath:
     flows: tuple[Flow, ...]
 
 
-def among_pods(bridge: tuple[str, ...], across: tuple[str, ...] = (), to_node: tuple[str, ...] = ()) -> tuple[Flow, ...]:
+def among_pods(
+    bridge: tuple[str, ...], across: tuple[str, ...] = (), to_node: tuple[str, ...] = (), tunnel: tuple[str, ...] = ()
+) -> tuple[Flow, ...]:
     """Flows that every datapath has; `across` and `to_node` are the rewrites between pods of two nodes and to the other node."""
+    between = (*tunnel, "eth0", "eth0", *tunnel)
     return (
         Flow("pod1a", "pod1b", (), protocols=("udp",)),
-        Flow("pod1a", "pod2a", (*bridge, "eth0", "eth0", *bridge), across),
+        Flow("pod1a", "pod2a", (*bridge, *between, *bridge), across),
         Flow("pod1a", "node1", bridge, protocols=("icmp",)),
         Flow("pod1a", "node2", (*bridge, "eth0", "eth0"), to_node, protocols=("icmp",)),
         Flow("node1", "pod1b", bridge, protocols=("icmp",)),
-        Flow("node1", "pod2b", ("eth0", "eth0", *bridge), protocols=("tcp",)),
+        Flow("node1", "pod2b", (*between, *bridge), protocols=("tcp",)),
     )
 
 
@@ -84,6 +88,7 @@ DATAPATHS = (
         ("kubenet", "bridge"),
         (*among_pods(("cbr0",), (), (MASQUERADE,)), Flow("pod1a", "outside", ("cbr0", "eth0"), (MASQUERADE,), OUT)),
     ),
+    Datapath("canal", ("canal", "vxlan"), among_pods((), tunnel=("flannel.1",), to_node=(MASQUERADE,))),
     Datapath("gke", ("gke", "ptp"), (*among_pods(()), Flow("pod1a", "outside", ("eth0",), (MASQUERADE,), OUT))),
 )
 CASES = [
@@ -139,12 +144,17 @@ def test_each_flow_is_predicted_and_seen(labs: dict[str, Lab], datapath: Datapat
         (hop.netns, hop.device, hop.direction) for hop in predicted.hops
     ]
     nodes = {node.netns for node in made.nodes}
-    crossed = [hop.device.name for hop in forward.hops if hop.netns.name in nodes and not hop.device.name.startswith("veth")]
+    crossed = [
+        hop.device.name for hop in forward.hops if hop.netns.name in nodes and not hop.device.name.startswith(("veth", "cali"))
+    ]
     assert crossed == list(flow.devices)
     assert [kind for kind, _ in rewrites(forward)] == list(flow.translations)
     assert sorted(kind for kind, _ in rewrites(back)) == sorted(flow.translations)
-    # Nothing is added to any packet: none of these is a tunnel.
-    assert len({hop.ip_length for hop in forward.hops}) == 1
+    # The one tunnel adds its headers and takes them away again; nothing else adds anything.
+    changes = [
+        after.ip_length - before.ip_length for before, after in pairwise(forward.hops) if after.ip_length != before.ip_length
+    ]
+    assert changes == ([50, -50] if "flannel.1" in flow.devices else [])
 
 
 @pytest.mark.parametrize("datapath", DATAPATHS, ids=lambda datapath: datapath.mode)
@@ -169,6 +179,7 @@ def test_each_datapath_is_recognised(labs: dict[str, Lab], datapath: Datapath) -
         ("ptp", "pod1a", "pod1b"),
         ("kubenet", "pod1a", "pod2a"),
         ("gke", "pod1a", "pod2a"),
+        ("canal", "pod1a", "pod2a"),
     ],
 )
 def test_tcpdump_on_every_device_agrees(labs: dict[str, Lab], mode: str, source: str, target: str, tmp_path: File) -> None:

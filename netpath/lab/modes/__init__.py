@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from netpath.lab.build import Mode
 from netpath.lab.modes.bridge import BRIDGE, CNI_BRIDGE
-from netpath.lab.modes.calico import BGP
+from netpath.lab.modes.calico import BGP, REFLECTED
 from netpath.lab.modes.calico import VXLAN as CALICO_VXLAN
 from netpath.lab.modes.calico_ipip import ALWAYS as CALICO_IPIP
 from netpath.lab.modes.calico_ipip import CROSS_SUBNET as CALICO_IPIP_CROSS_SUBNET
+from netpath.lab.modes.canal import CANAL
 from netpath.lab.modes.docker import DOCKER
 from netpath.lab.modes.flannel import HOSTGW, VXLAN
 from netpath.lab.modes.flannel_docker import FLANNEL_DOCKER
@@ -29,9 +30,11 @@ MODES: tuple[Mode, ...] = (
     KUBENET,
     GKE,
     BGP,
+    REFLECTED,
     CALICO_VXLAN,
     CALICO_IPIP,
     CALICO_IPIP_CROSS_SUBNET,
+    CANAL,
     DOCKER,
     FLANNEL_DOCKER,
 )
