@@ -146,7 +146,8 @@ class Block:
         return statistics.fmean(
             self.run.received[number] - event.time_ns - event.cost_ns - unseen.ns["socket"] / 2
             for number in self.undisturbed()
-            if (event := ready.get(number)) is not None
+            for event in [ready.get(number)]
+            if event is not None
         )
 
 
