@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path as File
+from typing import Any
 
 import pytest
 
@@ -213,3 +214,61 @@ def test_a_forwarding_policy_beside_the_firewall_plugin() -> None:
         assert path.drop is not None and path.drop.rule is not None
         assert (path.drop.rule.chain, path.drop.rule.text) == ("FORWARD", "policy DROP")
         assert path.hops[-1].netns.name == node.name
+
+
+def _silent(made: Lab) -> None:
+    node, pod = Netns(made.node("node1").netns), made.pod("pod1a")
+    device = next(word for word in node.run("ip", "-o", "route", "show", pod.address).split() if word.startswith("cali"))
+    node.sysctl(f"net.ipv4.conf.{device}.proxy_arp", 0)
+    Netns(pod.netns).run("ip", "neigh", "flush", "all")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is done to a lab, and where and how a packet then ends."""
+
+    name: str
+    mode: str
+    inflict: Callable[[Lab], object]
+    flow: Flow
+    last: tuple[str, str] | None
+    """Namespace and device of the last hop; None: it does not leave its pod."""
+    cause: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+FAULTS = (
+    Fault(
+        "hairpin off",
+        "cni-bridge",
+        lambda _: None,
+        host_port("pod1a", "node1:12346", ()),
+        ("node1", "cni0"),
+        "hairpin mode is off",
+        {"hairpin": False},
+    ),
+    Fault(
+        "a pod's route is gone",
+        "ptp",
+        lambda made: Netns(made.node("node2").netns).ip("route", "del", "10.244.2.2/32"),
+        Flow("pod1a", "pod2a", ()),
+        ("node2", "eth0"),
+        "nobody answers ARP for 192.168.50.1 on eth0",
+    ),
+    Fault("proxy ARP off", "canal", _silent, Flow("pod1a", "pod2a", ()), None, "nobody answers ARP for 169.254.1.1 on eth0"),
+)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_is_found_where_it_is_and_was_predicted(fault: Fault) -> None:
+    kinds.need("plugins")
+    with lab.running(fault.mode, f"npt{os.urandom(3).hex()}", **fault.options) as made:
+        fault.inflict(made)
+        done = trace(*ends(made, fault.flow, "udp"), count=1, round_trip=False, timeout=5.0)
+        (path,), (predicted,) = done.trace.paths, done.trace.prediction.paths
+        assert (done.trace.outcome, done.trace.prediction.outcome, done.trace.diverged) == ("dropped", "dropped", False)
+        assert {hop.status for hop in path.hops} <= {"observed"}
+        places = [(hop.netns.name.removeprefix(f"{made.name}-"), hop.device.name) for hop in path.hops]
+        assert (places[-1] if places else None) == fault.last
+        assert path.drop is not None and predicted.drop is not None and path.drop.reason == predicted.drop.reason
+        assert fault.cause in (path.drop.cause or "") and path.drop.remedy
