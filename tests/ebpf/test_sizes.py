@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from netpath.ebpf import cache, sys
+from netpath.ebpf import cache, sys, tracer
 
 RETURN_0 = bytes.fromhex("b7000000000000009500000000000000")
 R1_UNINITIALISED = bytes.fromhex("bf500000000000009500000000000000")
@@ -31,6 +31,14 @@ def test_a_refusal_carries_the_programs_name_and_the_whole_log() -> None:
     with pytest.raises(sys.LoadError) as refused:
         sys.load(sys.PROG_RAW_TRACEPOINT, R1_UNINITIALISED, "np_test")
     assert refused.value.program == "np_test" and "R5 !read_ok" in refused.value.log
+
+
+def test_the_refusal_says_where_its_log_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    said = tracer._load_failure(sys.LoadError(13, "Permission denied", "0: R1=ctx\nR5 !read_ok\nprocessed 1 insns", "np_rx"))
+    kept = tmp_path / "netpath/verifier-np_rx.log"
+    assert "R5 !read_ok" in said and str(kept) in said and kept.read_text().startswith("0: R1=ctx")
+    assert "whole log" not in tracer._load_failure(sys.LoadError(1, "Operation not permitted", "", "np_rx"))
 
 
 def test_a_kept_text_is_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
