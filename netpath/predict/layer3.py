@@ -168,6 +168,20 @@ class Layer3(LoadBalancer):
             if link is None:
                 self.end_unknown(child, host, tunnel)
                 continue
+            kept = packet.family == 4 and ip.is_loopback(packet.src) and link.kind != "loopback"
+            if kept and not host.either(4, link.name, "route_localnet"):
+                # __mkroute_output refuses it, and the hook drops what it can't route. A rewritten source would come too late.
+                name = link.name.replace(".", "/")
+                self.drop(
+                    child,
+                    host,
+                    tunnel,
+                    "NETFILTER_DROP",
+                    f"{host.name} rewrote the destination to {packet.dst}, and a packet from {packet.src} must not leave by {link.name}"
+                    f" (net.ipv4.conf.{name}.route_localnet=0)",
+                    setting(host, f"net.ipv4.conf.{name}.route_localnet", 1),
+                )
+                continue
             self._post(child, host, link, packet, found, choice)
 
     def _out_device(self, host: Host, found: Lookup, choice: Choice) -> Link | None:

@@ -255,6 +255,14 @@ FAULTS = (
         ("node2", "eth0"),
         "nobody answers ARP for 192.168.50.1 on eth0",
     ),
+    Fault(
+        "loopback is not let out",
+        "cni-bridge",
+        lambda made: Netns(made.node("node1").netns).sysctl("net.ipv4.conf.cni0.route_localnet", 0),
+        host_port("node1", "127.0.0.1:12346", ()),
+        None,
+        "net.ipv4.conf.cni0.route_localnet=0",
+    ),
     Fault("proxy ARP off", "canal", _silent, Flow("pod1a", "pod2a", ()), None, "nobody answers ARP for 169.254.1.1 on eth0"),
 )
 
