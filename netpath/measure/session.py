@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from netpath.ebpf.tracer import Tracer
@@ -26,8 +27,8 @@ from netpath.model.path import Completeness, Path, Prediction, Trace
 from netpath.model.snapshot import Snapshot
 from netpath.predict import predict, predict_reply
 from netpath.probe.injector import Injector, UnreachableError
+from netpath.trace import calibrate, stages
 from netpath.trace import session as tracing
-from netpath.trace import stages
 from netpath.trace.account import Account
 from netpath.trace.assemble import Scene, forward_paths, probe_cost, return_paths
 from netpath.trace.correlate import FlowKey, Journey, Leg, correlate
@@ -44,6 +45,10 @@ Tick = Callable[[int, int], None]
 LEAST_ROUNDS = 20
 """Rounds before a measurement may end early: an interval of fewer values is not worth much."""
 LOADING = "sending streams"
+CALIBRATIONS, CALIBRATION_BURST, CALIBRATION_LEAD = 12, 10, 2
+"""How often the hooks are rearranged to find what the events cost, and the probes sent in each arrangement: counted, and before."""
+CALIBRATION_SECONDS = 0.2
+"""How long the probes of an arrangement are waited for; one that does not arrive says nothing about cost."""
 EVALUATING = "evaluating what was seen"
 
 
@@ -129,6 +134,7 @@ def _probed(request: MeasureRequest, progress: Progress, tick: Tick) -> tuple[Me
         leads = plan.lead_ins(planned, request.count, ring_bytes=request.ring_bytes, round_trip=request.round_trip)
         most = plan.burst_rounds(planned, ring_bytes=request.ring_bytes, round_trip=request.round_trip) + 1
         total = warm_ups + (request.count + leads + plan.REPEATS * most) * len(planned)
+        total += CALIBRATIONS * len(calibrate.ARRANGEMENTS) * (CALIBRATION_BURST + CALIBRATION_LEAD)
         tracing.arm(
             tracer,
             nonce,
@@ -154,6 +160,7 @@ def _probed(request: MeasureRequest, progress: Progress, tick: Tick) -> tuple[Me
         progress(tracing.SENDING)
         runner.warm_up()
         stopped = runner.run()
+        runner.settle()
         after = {table.netns: table for table in headroom.read(crossed)}
         journeys = runner.journeys
         mine = [journey for each in planned if each.way == plan.PATH for journey in journeys[each.number]]
@@ -170,7 +177,16 @@ def _probed(request: MeasureRequest, progress: Progress, tick: Tick) -> tuple[Me
             request,
             runner,
             ways,
-            _Found(snapshot, index, baseline, stopped, rate, tuple(notes), underlay.destination if underlay is not None else None),
+            _Found(
+                snapshot,
+                index,
+                baseline,
+                stopped,
+                rate,
+                tuple(notes),
+                underlay.destination if underlay is not None else None,
+                runner.unseen.ns,
+            ),
             conntrack=tuple(
                 TableUse(table.netns, table.count, after[table.netns].count, table.limit)
                 for table in before
@@ -255,6 +271,10 @@ class _Runner:
         self.forgiven = 0
         """Events that were lost in them: nothing of these bursts is in a figure."""
         self._sizes = {each.size for each in planned}
+        self._calibrations: list[Mapping[str, Sequence[calibrate.Sample]]] = []
+        self.unseen = calibrate.estimate(())
+        self.calibrated = True
+        """False: probes do not arrive, and what their events cost besides can't be found."""
         self.journeys: dict[int, list[Journey]] = defaultdict(list)
         self.delivered: dict[int, list[float]] = defaultdict(list)
         """One-way times by series, as they came."""
@@ -287,12 +307,45 @@ class _Runner:
                 self.repeated += 1
             self.bursts += 1
             done += len(burst)
+            self._calibrate()
             time.sleep(max(0.0, began + len(burst) / self._rate - time.monotonic()) if done < total else 0.0)
             self._tick(done, total)
             enough = done >= LEAST_ROUNDS * len(self.planned) and number % len(self._sizes) == 0
             if request.precision is not None and done < total and enough and self._precise(request.precision):
                 return "precision"
         return "count"
+
+    def settle(self) -> None:
+        """Find out what the events cost beside what they say, and take that out of all times."""
+        while len(self._calibrations) < CALIBRATIONS and self.calibrated:
+            self._calibrate()
+        self.unseen = calibrate.estimate(self._calibrations if self.calibrated else ())
+        for number, journeys in self.journeys.items():
+            taken = [one_way(journey.forward, self.unseen.ns) for journey in journeys]
+            self.delivered[number] = [value for value in taken if value is not None]
+
+    def _calibrate(self) -> None:
+        """Probes of the first series in every arrangement of the hooks, in random order."""
+        if len(self._calibrations) >= CALIBRATIONS or not self.calibrated:
+            return
+        lost = self.tracer.lost
+        each = next((item for item in self.planned if item.flow != plan.NEW), self.planned[0])
+        self._expect(each.size)
+        found: dict[str, Sequence[calibrate.Sample]] = {}
+        for name in random.sample(list(calibrate.ARRANGEMENTS), len(calibrate.ARRANGEMENTS)):
+            observer = Observer(self.tracer, round_trip=self.request.round_trip)
+            with self.tracer.without(*calibrate.ARRANGEMENTS[name]):
+                lead = {self._send(observer, each) for _ in range(CALIBRATION_LEAD)}
+                sent = {self._send(observer, each) for _ in range(CALIBRATION_BURST)}
+                observer.until(lead | sent, CALIBRATION_SECONDS)
+                observer.settle()
+            events = [event for event in observer.events if event.sequence in sent]
+            found[name] = calibrate.samples(events, [stamp for stamp in observer.stamps if stamp.sequence in sent])
+        fresh = self.tracer.lost - lost
+        self.forgiven += fresh
+        # A round of which an event is missing is no round; it is not sent again.
+        self._calibrations.append(found if not fresh else {})
+        self.calibrated = bool(fresh) or bool(found["all"])
 
     def _expect(self, size: int) -> None:
         """Marks are told by the end of a packet, so that they must know its size."""
@@ -340,11 +393,11 @@ class _Runner:
         return all(value is not None and value <= wanted for value in reached)
 
 
-def one_way(leg: Leg) -> float | None:
+def one_way(leg: Leg, unseen: Mapping[str, float] | None = None) -> float | None:
     """ns from a delivered probe's first device to its delivery, less what the events on the way cost it."""
     if leg.outcome != "delivered" or leg.end is None or not leg.hops:
         return None
-    timing = Account(leg, {}).between(leg.hops[0], leg.end)
+    timing = Account(leg, unseen or {}).between(leg.hops[0], leg.end)
     return timing.raw - timing.cost
 
 
@@ -358,6 +411,8 @@ class _Found:
     notes: tuple[str, ...]
     node: int | None
     """Where the baseline ends."""
+    unseen: Mapping[str, float] = field(default_factory=dict)
+    """What an event of each kind cost besides (`Account`)."""
 
 
 def _measurement(
@@ -398,7 +453,7 @@ def _measurement(
             prediction=prediction,
             completeness=completeness,
             path_mtu=prediction.path_mtu,
-            probe_cost=probe_cost(mine),
+            probe_cost=probe_cost(mine, runner.unseen if runner.calibrated else None),
             round_trip_ns=summarise(tracing.round_trips(mine)) if request.round_trip else None,
             sent=len(mine),
             notes=(*notes, *tracing.problems(found.index, chosen)),
@@ -435,7 +490,7 @@ def _series(each: Series, runner: _Runner, way: Way, found: _Found, *, round_tri
     journeys = runner.journeys[each.number]
     times = sorted(runner.delivered[each.number])
     limit = robust.fence(times)
-    kept = [journey for journey in journeys if limit is None or (one_way(journey.forward) or 0.0) <= limit]
+    kept = [journey for journey in journeys if limit is None or (one_way(journey.forward, runner.unseen.ns) or 0.0) <= limit]
     paths = _paths(each, kept, way, found, round_trip=round_trip)
     first = next((path for path in paths if path.direction == "forward"), None)
     main = first if first is not None and first.outcome == "delivered" else None
@@ -448,7 +503,7 @@ def _series(each: Series, runner: _Runner, way: Way, found: _Found, *, round_tri
         size=each.size,
         probes=len(journeys),
         outcomes=dict(sorted(Counter(journey.forward.outcome for journey in journeys).items())),
-        one_way_ns=summarise([one_way(leg) or 0.0 for leg in inside], [_raw(leg) for leg in inside]),
+        one_way_ns=summarise([one_way(leg, runner.unseen.ns) or 0.0 for leg in inside], [_raw(leg) for leg in inside]),
         p50_ci95=robust.median_interval(times),
         p50_all=quantile(times, 0.5) if times else None,
         p99_all=quantile(times, 0.99) if times else None,
@@ -477,7 +532,7 @@ def _paths(each: Series, journeys: Sequence[Journey], way: Way, found: _Found, *
     else:
         ports = (flow.sport, flow.dport) if flow.protocol in ("udp", "tcp") else (None, None)
         sent = FlowKey(flow.src, flow.dst, *ports) if flow.src is not None else None
-    scene = Scene(index, sent=sent, registered=way.registered)
+    scene = Scene(index, sent=sent, registered=way.registered, unseen=found.unseen)
     forward = forward_paths(journeys, way.prediction, scene)
     if any(path.translations for path in forward):
         from netpath import discover
@@ -509,7 +564,7 @@ def _arriving(journeys: Sequence[Journey], found: _Found) -> list[float]:
     ends = {
         inode: baselines.node_of(found.index, inode) for inode in {each.forward.end.netns for each in journeys if each.forward.end}
     }
-    times = [(one_way(each.forward), each.forward.end) for each in journeys]
+    times = [(one_way(each.forward, found.unseen), each.forward.end) for each in journeys]
     return sorted(taken for taken, end in times if taken is not None and end is not None and ends[end.netns] == found.node)
 
 

@@ -15,6 +15,7 @@ from netpath.trace import align as aligning
 from netpath.trace import stages as staging
 from netpath.trace.account import Account, Sighting, Timing, kind
 from netpath.trace.attribute import Binding, Place, Step, steps, translations
+from netpath.trace.calibrate import Unseen
 from netpath.trace.causes import explain, refused_send
 from netpath.trace.correlate import DELIVERY_HOOKS, HOP_HOOKS, FlowKey, Journey, Leg, encapsulated, innermost
 from netpath.trace.stages import Part, Registered
@@ -178,17 +179,26 @@ def _stats(timings: Iterable[Timing]) -> Stats | None:
     return summarise([item.raw - item.cost for item in taken], [item.raw for item in taken])
 
 
-def probe_cost(journeys: Sequence[Journey]) -> ProbeCost:
-    """What an event cost the probes, as it was measured at each event of this very run: the mean, and how much it varied.
+def probe_cost(journeys: Sequence[Journey], unseen: Unseen | None = None) -> ProbeCost:
+    """What an event cost the probes of this very run, and half of its 95 % interval.
 
-    The few ns that the kernel takes to enter and leave a probe's program can't be seen from inside it and are not in it.
+    Without `unseen` it is what was measured inside the events, and the uncertainty that of its mean; what the kernel takes to
+    enter and leave a probe's program can't be seen from inside it and is in neither.
     """
-    costs = [event.cost_ns for journey in journeys for event in journey.forward.marks if event.cost_ns]
-    stats = summarise([float(cost) for cost in costs])
+    sightings: list[Sighting] = []
+    for journey in journeys:
+        sightings += [*journey.forward.marks, *journey.forward.stamps]
+    seen = [sighting for sighting in sightings if sighting.cost_ns]
+    more = unseen.ns if unseen is not None else {}
+    stats = summarise([sighting.cost_ns + more.get(kind(sighting), 0.0) for sighting in seen])
     if stats is None:
         return ProbeCost(None, None)
     low, high = stats.ci95 or (stats.min, stats.max)
-    return ProbeCost(stats.mean, (high - low) / 2)
+    beside = 0.0
+    if unseen is not None:
+        beside = sum(unseen.uncertainty.get(kind(sighting), 0.0) for sighting in seen) / len(seen)
+    whole = (high - low) / 2 + beside
+    return ProbeCost(stats.mean, whole if whole != float("inf") else None)
 
 
 @dataclass(frozen=True, slots=True)

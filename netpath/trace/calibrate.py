@@ -3,7 +3,7 @@
 An event is timed from inside its program. What the kernel does before and after (its way in and out, the search for the mark, what
 the program displaces from the caches) is not in that time. A calibration in a loop of its own finds hot caches that no path has;
 so the same packets are sent over the same path with and without a kind, and what that changes between the sender's LOCAL_OUT and
-the receiver's socket, which are watched in every arrangement, is that kind's.
+the receiver's LOCAL_IN (or socket), which are watched in every arrangement, is that kind's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from netpath.model.event import Event, Stamp
 from netpath.trace.account import kind
-from netpath.trace.correlate import encapsulated
+from netpath.trace.correlate import DELIVERY_HOOKS, encapsulated
 from netpath.trace.stats import quantile
 
 ARRANGEMENTS: Mapping[str, tuple[str, ...]] = {
@@ -35,7 +35,7 @@ RESAMPLES = 400
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One probe's way from LOCAL_OUT to the socket: ns without what the events say of themselves, and how many of each kind."""
+    """One probe's way from LOCAL_OUT to where it is received: ns without what the events say of themselves, and how many of each kind."""
 
     net: float
     counts: Mapping[str, int]
@@ -73,7 +73,7 @@ def samples(events: Iterable[Event], stamps: Iterable[Stamp]) -> tuple[Sample, .
 
 
 def _delivers(event: Event) -> bool:
-    return event.hook == "socket" and not encapsulated(event.headers)
+    return event.hook in DELIVERY_HOOKS and not encapsulated(event.headers)
 
 
 def estimate(rounds: Sequence[Mapping[str, Sequence[Sample]]]) -> Unseen:

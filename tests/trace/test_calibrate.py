@@ -49,16 +49,16 @@ def test_what_was_not_measured_is_not_made_up() -> None:
     assert alone.uncertainty["tx"] == float("inf")
 
 
-def test_a_sample_reaches_from_the_senders_hook_to_the_first_socket() -> None:
+def test_a_sample_reaches_from_the_senders_hook_to_the_first_delivery() -> None:
     events: list[Event] = [replace(scene.event(500, "local_out", scene.POD1, 2, scene.inner()), cost_ns=5)]
     events += [replace(event, cost_ns=10) for event in scene.forward()]
     answer = [replace(event, time_ns=event.time_ns + 5000) for event in events]
     stamps = [Stamp(1250, scene.NODE1, 4, "forward", 1, 1, cost_ns=3), Stamp(9999, scene.NODE1, 4, "forward", 1, 1, cost_ns=3)]
     (sample,) = samples([*events, *answer], stamps)
-    end = next(event.time_ns for event in events if event.hook == "socket")
-    # 14 events after the sender's hook and before the socket, and one mark.
-    assert sample.counts == {"tx": 6, "rx": 6, "local_in": 2, "stamp": 1}
-    assert sample.net == end - 500 - 5 - 14 * 10 - 3
+    end = next(event.time_ns for event in events if event.hook == "local_in" and event.netns == scene.POD2)
+    # 13 events after the sender's hook and before delivery (one of them the tunnel's own), and one mark.
+    assert sample.counts == {"tx": 6, "rx": 6, "local_in": 1, "stamp": 1}
+    assert (sample.net, sample.spent) == (end - 500 - 5 - 13 * 10 - 3, 5 + 13 * 10 + 3)
 
 
 def test_a_probe_of_which_an_end_is_missing_is_no_sample() -> None:
