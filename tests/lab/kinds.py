@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from netpath.errors import MissingError
-from netpath.lab import guests, plugins
+from netpath.lab import bird, guests, plugins
 from tests.netns import namespaces
 
 NEEDS = {
@@ -21,9 +21,11 @@ NEEDS = {
     "ptp": "plugins",
     "kubenet": "plugins",
     "gke": "plugins",
+    "calico-bgp": "bird",
+    "calico-rr": "bird",
     "canal": "plugins",
 }
-"""Lab modes -> the link kind (or ipvs, or the CNI plugins) without which they can't be built."""
+"""Lab modes -> the link kind (or ipvs, the CNI plugins, or BIRD) without which they can't be built."""
 
 IPVSADM = ("ipvsadm", "libnl-3-200", "libnl-genl-3-200", "libpopt0")
 """The packages of the load balancer's own tool."""
@@ -50,9 +52,9 @@ def has_ipvs() -> bool:
 
 
 def need(kind: str) -> None:
-    if kind == "plugins":
+    if kind in ("plugins", "bird"):
         try:
-            guests.fetch("cni-plugins", plugins.PACKAGES)
+            guests.fetch(*(("bird", bird.PACKAGES) if kind == "bird" else ("cni-plugins", plugins.PACKAGES)))
         except MissingError as error:
             pytest.skip(str(error))
     elif kind == "ipvs":

@@ -1,6 +1,6 @@
-"""Calico: routed veths, proxy ARP, a /26 block on each node; between nodes routes as BIRD installs them, or felix's VXLAN.
+"""Calico: routed veths, proxy ARP, a /26 block on each node; between nodes routes of a real BIRD, or felix's VXLAN.
 
-No daemon runs: the routes are static, marked with the daemons' protocol numbers; there is no policy (felix's chains).
+felix does not run: its devices, routes (marked with its protocol number) and, if asked for, policy chains are written here.
 Facts: projectcalico, cni-plugin/pkg/dataplane/linux (veths, 169.254.1.1), felix/dataplane/linux/endpoint_mgr.go (sysctls).
 """
 
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from netpath.errors import UsageError
+from netpath.lab import bird
 from netpath.lab.build import Build, Mode, make_underlay, plan_nodes_and_pods, start_echo
 from netpath.lab.options import Options
 from netpath.lab.overlay import End, make_vxlan
@@ -18,8 +19,6 @@ from netpath.lab.state import State
 
 _GATEWAY = ipaddress.IPv4Address("169.254.1.1")
 _MAC = "ee:ee:ee:ee:ee:ee"
-_BIRD = 12
-"""RTPROT_BIRD."""
 _FELIX = 80
 """felix's routes between blocks (VXLANRouteProtocol's default)."""
 _SCOPE_LINK = 253
@@ -27,6 +26,7 @@ _BLOCK = 64
 _OVERHEAD = 50
 _VNI = 4096
 _PORT = 4789
+_REFLECTOR = "node3"
 
 
 def block(options: Options, number: int) -> ipaddress.IPv4Network:
@@ -71,16 +71,33 @@ def _make_pods(build: Build, number: int, *, mtu: int) -> None:
         node.route(ipaddress.IPv4Network((pod.addresses[0], 32)), host, scope=_SCOPE_LINK)
 
 
-def _build_bgp(build: Build) -> None:
-    options = build.options
+def _plan_bgp(state: State, options: Options) -> State:
+    return replace(_plan(state, options), folders=(str(bird.folder(state.name)),))
+
+
+def _plan_reflected(state: State, options: Options) -> State:
+    """At least three nodes: a reflector, and two that hear of each other by it alone."""
+    options = replace(options, nodes=max(options.nodes, 3))
+    options.check()
+    return replace(_plan_bgp(state, options), options=asdict(options))
+
+
+def _build_mesh(build: Build) -> None:
+    _build_bgp(build, None)
+
+
+def _build_reflected(build: Build) -> None:
+    _build_bgp(build, _REFLECTOR)
+
+
+def _build_bgp(build: Build, reflector: str | None) -> None:
+    options, nodes = build.options, build.state.nodes
     make_underlay(build)
-    for number in range(1, options.nodes + 1):
-        node = build.space(f"node{number}")
-        node.route(block(options, number), protocol=_BIRD, type="blackhole")
-        for other in range(1, options.nodes + 1):
-            if other != number:
-                node.route(block(options, other), options.uplink, options.node_address(other).ip, protocol=_BIRD)
+    for number in range(1, len(nodes) + 1):
         _make_pods(build, number, mtu=options.overlay_mtu or options.underlay_mtu)
+    addresses = {node.name: node.addresses[0] for node in nodes}
+    blocks = {node.name: block(options, number) for number, node in enumerate(nodes, start=1)}
+    bird.start(build, bird.mesh(addresses, blocks, reflector))
     start_echo(build)
 
 
@@ -104,11 +121,20 @@ _TRY = ("netpath trace {lab}-pod1a {lab}-pod2a:7777 --udp", "netpath trace {lab}
 
 BGP = Mode(
     name="calico-bgp",
-    summary="Calico without overlay: routed veths with proxy ARP, /26 blocks routed between nodes",
-    real_parts="the kernel's datapath; felix, the CNI plugin and BIRD are imitated by static state; no policy chains",
+    summary="Calico without overlay: routed veths with proxy ARP, /26 blocks told by BGP, every node to every other",
+    real_parts="the kernel's datapath; BIRD 2; felix and the CNI plugin are imitated by static state",
     try_commands=_TRY,
-    plan=_plan,
-    build=_build_bgp,
+    plan=_plan_bgp,
+    build=_build_mesh,
+)
+
+REFLECTED = Mode(
+    name="calico-rr",
+    summary="Calico with a route reflector: as calico-bgp, with BGP sessions to node3 only; at least 3 nodes",
+    real_parts="the kernel's datapath; BIRD 2; felix and the CNI plugin are imitated by static state",
+    try_commands=_TRY,
+    plan=_plan_reflected,
+    build=_build_reflected,
 )
 
 VXLAN = Mode(
