@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 
 from netpath.cli.trace import exit_code
 from netpath.ebpf import sys as bpf
 from netpath.ebpf.tracer import Tracer
+from netpath.measure.plan import MeasureRequest
+from netpath.measure.session import CALIBRATIONS
+from netpath.measure.session import run as measure
 from netpath.model import nonce as layout
 from netpath.model.path import Path
+from netpath.trace import calibrate
 from netpath.trace.request import TraceRequest
 from netpath.trace.session import run
 from tests.netns import Netns
@@ -133,3 +137,33 @@ def test_marks_cost_other_packets_nothing_but_a_look(made: Overlay) -> None:
         (only,) = tracer.take_stamps()
     assert (only.netns, only.family, only.hook, only.priority, only.sequence) == (node.inode, family, "output", 7, 3)
     assert only.skb and 0 < only.cost_ns < 10**6
+
+
+@pytest.mark.parametrize("protocol", ["udp", "tcp"])
+def test_a_measurement_finds_on_the_path_what_events_cost_unseen(
+    made: Overlay, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[Mapping[str, Sequence[calibrate.Sample]]] = []
+    real = calibrate.estimate
+
+    def estimate(given: Sequence[Mapping[str, Sequence[calibrate.Sample]]]) -> calibrate.Unseen:
+        rounds.extend(given)
+        return calibrate.Unseen(dict.fromkeys(real(given).ns, 1000.0), dict.fromkeys(real(given).ns, 7.0))
+
+    monkeypatch.setattr(calibrate, "estimate", estimate)
+    source, target = made.pods[0][0].name, made.pods[1][0].name
+    asked = MeasureRequest(f"netns:{source}", f"netns:{target}:{ECHO_PORT}", protocol, count=6, rate=2000.0, baseline=False)
+    done = measure(asked)
+    assert len(rounds) == CALIBRATIONS
+    complete = [each for each in rounds if each and all(each.values())]
+    assert len(complete) > CALIBRATIONS / 2
+    for each in complete:
+        kinds = {name: {kind for sample in samples for kind in sample.counts} for name, samples in each.items()}
+        assert {"tx", "rx", "stamp"} <= kinds["all"] and "stamp" not in kinds["devices"]
+        assert "tx" not in kinds["receptions"] and "rx" not in kinds["sends"]
+    # What was found is in the cost of an event, and out of every time: 12 hops, the marks, half of what lies at the ends.
+    assert done.trace.probe_cost.ns_per_event is not None and done.trace.probe_cost.ns_per_event > 1000
+    overhead = done.trace.paths[0].overhead
+    assert overhead is not None
+    one_way = overhead["one_way_ns"]
+    assert one_way.uncorrected_mean - one_way.mean > 1000 * 20
