@@ -52,6 +52,8 @@ class Options:
     """Run the echo servers."""
     services: str | None = None
     """kube-proxy's mode: ``iptables-nft``, ``iptables-legacy``, ``nftables`` or ``ipvs``; None: no kube-proxy."""
+    policy: bool = False
+    """Calico's policy chains; the last pod answers on one port only, and only pods that are the first of their node."""
     userland_proxy: bool = True
     """Docker's --userland-proxy."""
 

@@ -11,7 +11,7 @@ import ipaddress
 from dataclasses import asdict, replace
 
 from netpath.errors import UsageError
-from netpath.lab import bird
+from netpath.lab import bird, policy
 from netpath.lab.build import Build, Mode, make_underlay, plan_nodes_and_pods, start_echo
 from netpath.lab.options import Options
 from netpath.lab.overlay import End, make_vxlan
@@ -49,10 +49,12 @@ def _make_pods(build: Build, number: int, *, mtu: int) -> None:
     """Node `number`'s pods, each on a routed veth of its own."""
     options = build.options
     node = build.space(f"node{number}")
+    workloads = []
     for pod in (pod for pod in build.state.pods if pod.node == f"node{number}"):
         space = build.space(pod.name)
         # cali and eleven digits of a hash of the workload's name (libcalico-go, names.WEP).
         host = f"cali{hashlib.sha1(f'default.{pod.name}'.encode()).hexdigest()[:11]}"
+        workloads.append(policy.Workload(host, protected=pod == build.state.pods[-1]))
         space.up("lo")
         node.veth(host, options.pod_device, space, mtu=mtu)
         node.set(host, address=_MAC)
@@ -69,6 +71,9 @@ def _make_pods(build: Build, number: int, *, mtu: int) -> None:
         space.route(ipaddress.IPv4Network((_GATEWAY, 32)), options.pod_device, scope=_SCOPE_LINK)
         space.route("default", options.pod_device, _GATEWAY)
         node.route(ipaddress.IPv4Network((pod.addresses[0], 32)), host, scope=_SCOPE_LINK)
+    if options.policy:
+        first = {pod.node: pod.addresses[0] for pod in reversed(build.state.pods)}
+        policy.make(node, workloads, tuple(first.values()))
 
 
 def _plan_bgp(state: State, options: Options) -> State:
