@@ -280,3 +280,17 @@ def test_a_fault_is_found_where_it_is_and_was_predicted(fault: Fault) -> None:
         assert (places[-1] if places else None) == fault.last
         assert path.drop is not None and predicted.drop is not None and path.drop.reason == predicted.drop.reason
         assert fault.cause in (path.drop.cause or "") and path.drop.remedy
+
+
+@pytest.mark.parametrize(("mode", "services"), [("cni-bridge", "nftables"), ("gke", "iptables-nft"), ("canal", "iptables-nft")])
+def test_a_service_beside_the_plugins_rules(mode: str, services: str) -> None:
+    """kube-proxy's DNAT, and what the datapath itself rewrites for an endpoint on another node."""
+    kinds.need("plugins")
+    with lab.running(mode, f"npt{os.urandom(3).hex()}", services=services) as made:
+        forward, back = as_predicted(trace(f"netns:{made.name}-pod1a", "10.96.7.8:5353", count=6))
+        for path in forward:
+            away = path.hops[-1].netns.name == made.pod("pod2a").netns
+            kinds_ = [kind for kind, _ in rewrites(path)]
+            assert kinds_ == [DNAT, *([MASQUERADE] if away and mode == "cni-bridge" else [])], path.translations
+        for path in back:
+            assert "10.96.7.8:5353" in [item.after.src for item in path.translations if item.kind == DNAT]
