@@ -6,16 +6,20 @@ python -m tests.vm 6.1 [PYTEST ARGUMENT]...     (none: the selection of that ker
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+from tests.vm import compatibility, facts, harness
 from tests.vm.harness import run
 from tests.vm.kernels import GuestUnavailable, fetch
+from tests.vm.reporter import SHARE
 from tests.vm.selection import SELECTIONS
 
-_SECONDS = 1800.0
+_SECONDS = 2400.0
 
 
 def native(arguments: list[str]) -> int:
@@ -28,13 +32,41 @@ def native(arguments: list[str]) -> int:
 def guest(series: str, arguments: list[str]) -> int:
     (selection,) = [each for each in SELECTIONS if each.series == series]
     with TemporaryDirectory() as share:
-        outcome = run(fetch(series), arguments or selection.arguments, Path(share), seconds=_SECONDS)
+        named = any(not word.startswith("-") for word in arguments)
+        chosen = arguments if named else [*selection.arguments, *arguments]
+        outcome = run(fetch(series), chosen, Path(share), seconds=_SECONDS)
     sys.stdout.write(outcome.console)
     return 2 if outcome.exit_code is None else outcome.exit_code
 
 
+def record(columns: list[str]) -> int:
+    for name in columns or ["native", *(each.series for each in SELECTIONS)]:
+        with TemporaryDirectory() as scratch:
+            share = Path(scratch)
+            if name == "native":
+                os.environ[SHARE] = scratch
+                native(["-q", "-p", "tests.vm.reporter"])
+                told: dict[str, Any] | None = facts.facts()
+            else:
+                (selection,) = [each for each in SELECTIONS if each.series == name]
+                outcome = run(fetch(name), selection.arguments, share, seconds=_SECONDS)
+                told = harness.facts(share)
+                if told is None:
+                    sys.stdout.write(outcome.console)
+                    return 1
+            assert told is not None
+            release = told.pop("kernel")
+            tests = harness.verdicts(harness.documents(share))
+            where = "native" if name == "native" else "guest"
+            compatibility.save(compatibility.column(release), {**told, "where": where, "tests": dict(sorted(tests.items()))})
+    compatibility.PAGE.write_text(compatibility.render(compatibility.load()))
+    return 0
+
+
 def main() -> int:
     words = sys.argv[1:]
+    if words and words[0] == "record":
+        return record(words[1:])
     if words and words[0] == "native":
         return native(words[1:])
     if words and words[0] in {each.series for each in SELECTIONS}:

@@ -7,7 +7,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ cp /run/share/programs/* /tmp/cache/netpath/ 2>/dev/null
 for m in {modules}; do modprobe -q $m; done
 {python} -m pytest {arguments} -q -p no:cacheprovider -p tests.vm.reporter --color=no --timeout=300 --tb=long
 code=$?
+{python} -m tests.vm.facts > /run/share/facts
 mkdir -p /run/share/programs && cp /tmp/cache/netpath/*.json /run/share/programs/ 2>/dev/null
 exit $code
 """
@@ -59,6 +60,30 @@ def run(kernel: Kernel, arguments: Sequence[str], share: Path, *, seconds: float
         for file in (share / "programs").iterdir():
             shutil.copy(file, kept)
     return outcome
+
+
+def facts(share: Path) -> dict[str, Any] | None:
+    """What the guest told of its kernel (`tests.vm.facts`); None if it did not come to that."""
+    try:
+        found: dict[str, Any] = json.loads((share / "facts").read_text())
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def verdicts(found: Iterable[tuple[str, Any]]) -> dict[str, str]:
+    """By test: passed, failed, or ``skipped: why``. Of what `documents` gives."""
+    said: dict[str, str] = {}
+    for kind, report in found:
+        if kind != "test":
+            continue
+        name, outcome = report["nodeid"], report["outcome"]
+        if outcome == "skipped":
+            reason = report["longrepr"][2] if isinstance(report["longrepr"], list) else str(report["longrepr"])
+            said[name] = f"skipped: {reason}"
+        elif outcome == "failed" or (report["when"] == "call" and name not in said):
+            said[name] = outcome
+    return said
 
 
 def documents(share: Path) -> Iterator[tuple[str, Any]]:

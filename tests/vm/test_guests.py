@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import skip_allowed
-from tests.vm.harness import documents, run
+from tests.vm import compatibility
+from tests.vm.harness import documents, facts, run
 from tests.vm.kernels import GuestUnavailable, fetch
 from tests.vm.selection import SELECTIONS, Selection
 
@@ -45,7 +46,7 @@ def test_the_selection_runs_in_a_guest(request: pytest.FixtureRequest, selection
         with TemporaryDirectory() as scratch:
             share = Path(scratch)
             outcome = run(kernel, selection.arguments, share, seconds=selection.seconds)
-            found = list(documents(share))
+            found, told = list(documents(share)), facts(share)
     except GuestUnavailable as why:
         pytest.skip(f"no guest: {selection.series}: {why}")
     counts = {"passed": 0, "failed": 0, "skipped": 0}
@@ -70,3 +71,8 @@ def test_the_selection_runs_in_a_guest(request: pytest.FixtureRequest, selection
     )
     assert outcome.exit_code in (0, 1), f"pytest in the guest ended with {outcome.exit_code}; its console ended:\n{outcome.tail()}"
     assert sum(counts.values()), f"the guest reported no test; its console ended:\n{outcome.tail()}"
+    recorded = compatibility.load().get(selection.series)
+    assert told is not None, f"the guest said nothing of its kernel; its console ended:\n{outcome.tail()}"
+    assert recorded is not None, f"tests/vm/results has nothing of {selection.series}: python -m tests.vm record {selection.series}"
+    outdated = compatibility.changed(recorded["hooks"], told["hooks"]) + compatibility.grown(recorded["programs"], told["programs"])
+    assert not outdated, f"{'; '.join(outdated)} (if that is meant: python -m tests.vm record {selection.series})"
