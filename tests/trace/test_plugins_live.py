@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -294,3 +295,22 @@ def test_a_service_beside_the_plugins_rules(mode: str, services: str) -> None:
             assert kinds_ == [DNAT, *([MASQUERADE] if away and mode == "cni-bridge" else [])], path.translations
         for path in back:
             assert "10.96.7.8:5353" in [item.after.src for item in path.translations if item.kind == DNAT]
+
+
+def test_canal_with_calicos_policy() -> None:
+    """The policy's chains are a sign of Calico's half, and name what they drop."""
+    kinds.need("plugins")
+    if shutil.which("ipset") is None:
+        pytest.skip("no ipset")
+    with lab.running("canal", f"npt{os.urandom(3).hex()}", policy=True) as made:
+        target = f"netns:{made.name}-pod2b@{made.pod('pod2b').address}"
+        (forward,), _ = as_predicted(trace(f"netns:{made.name}-pod1a", f"{target}:7070", "tcp"))
+        assert "flannel.1" in [hop.device.name for hop in forward.hops]
+        for source, port in (("pod1a", 7071), ("pod1b", 7070)):
+            done = trace(f"netns:{made.name}-{source}", f"{target}:{port}", "tcp", count=1, round_trip=False)
+            (path,) = done.trace.paths
+            assert (done.trace.outcome, done.trace.diverged) == ("dropped", False)
+            assert path.drop is not None and path.drop.rule is not None and (path.drop.rule.chain or "").startswith("cali-tw-")
+            assert path.hops[-1].netns.name == made.node("node2").netns
+        (known,) = recognise(done.snapshot, done.index)[made.node("node1").netns]
+        assert (known.cni, known.mode) == ("canal", "vxlan") and any(line.startswith("chain cali-") for line in known.evidence)

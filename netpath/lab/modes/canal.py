@@ -26,9 +26,11 @@ def _build(build: Build) -> None:
     make_underlay(build)
     mtu = make_tunnel(build)
     runtime = Runtime(build)
-    for number, node in enumerate(build.state.nodes, start=1):
-        for pod in [pod for pod in build.state.pods if pod.node == node.name]:
-            runtime.lease(pod, "k8s-pod-network", plugins.host_local(build, number))
+    numbers = {node.name: number for number, node in enumerate(build.state.nodes, start=1)}
+    # All before any device: a node's policy names pods of other nodes.
+    for pod in build.state.pods:
+        runtime.lease(pod, "k8s-pod-network", plugins.host_local(build, numbers[pod.node]))
+    for number in numbers.values():
         calico._make_pods(build, number, mtu=mtu)
     services.make(build)
     make_masquerade(build)
@@ -38,7 +40,7 @@ def _build(build: Build) -> None:
 CANAL = Mode(
     name="canal",
     summary="Canal: Flannel VXLAN between nodes, Calico's routed veths on the node, +50 bytes",
-    real_parts="the kernel's datapath, host-local; flanneld, felix and the calico plugin are imitated by their state; no policy chains",
+    real_parts="the kernel's datapath, host-local; flanneld, felix and the calico plugin are imitated by their state (felix's chains: --set policy=yes)",
     try_commands=(
         "netpath trace {lab}-pod1a {lab}-pod2a:7777 --udp",
         "netpath trace {lab}-pod1a {lab}-pod1b:7777 --udp",
