@@ -29,6 +29,9 @@ def as_local(config: pytest.Config, series: str, document: Any) -> pytest.TestRe
     report.nodeid = f"guest[{series}]::{report.nodeid}"
     file, line, name = report.location
     report.location = (file, line, f"guest[{series}] {name}")
+    if isinstance(report.longrepr, list):
+        # JSON knows no tuples, and pytest looks for one.
+        report.longrepr = tuple(report.longrepr)
     if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         if not skip_allowed(reason):
