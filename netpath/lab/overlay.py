@@ -17,6 +17,8 @@ class End:
     """Its address on the underlay."""
     subnet: ipaddress.IPv4Network | ipaddress.IPv6Network
     """What is behind it; the first address is the tunnel device's own."""
+    direct: frozenset[ipaddress.IPv4Address | ipaddress.IPv6Address] = frozenset()
+    """Other ends (their underlay addresses) to which no route leads through the tunnel."""
 
 
 def make_vxlan(
@@ -57,4 +59,5 @@ def make_vxlan(
             if end is not own:
                 space.neighbour(name, end.subnet[0], mac)
                 space.fdb(name, mac, end.vtep)
-                space.route(end.subnet, name, end.subnet[0], onlink=True, protocol=protocol)
+                if end.vtep not in own.direct:
+                    space.route(end.subnet, name, end.subnet[0], onlink=True, protocol=protocol)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from netpath.lab.build import Mode
 from netpath.lab.modes.bridge import BRIDGE, CNI_BRIDGE
-from netpath.lab.modes.calico import BGP, REFLECTED
+from netpath.lab.modes.calico import BGP, CROSS_SUBNET, REFLECTED
 from netpath.lab.modes.calico import VXLAN as CALICO_VXLAN
 from netpath.lab.modes.calico_ipip import ALWAYS as CALICO_IPIP
 from netpath.lab.modes.calico_ipip import CROSS_SUBNET as CALICO_IPIP_CROSS_SUBNET
@@ -32,6 +32,7 @@ MODES: tuple[Mode, ...] = (
     BGP,
     REFLECTED,
     CALICO_VXLAN,
+    CROSS_SUBNET,
     CALICO_IPIP,
     CALICO_IPIP_CROSS_SUBNET,
     CANAL,

@@ -106,16 +106,38 @@ def _build_bgp(build: Build, reflector: str | None) -> None:
     start_echo(build)
 
 
+def _plan_cross_subnet(state: State, options: Options) -> State:
+    if options.nodes < 2:
+        raise UsageError("lab calico-crosssubnet: at least 2 nodes, the last of which is in a subnet of its own")
+    return _plan(state, options)
+
+
 def _build_vxlan(build: Build) -> None:
+    make_underlay(build)
+    _join(build, direct=range(0))
+
+
+def _build_cross_subnet(build: Build) -> None:
+    """The last node is in another subnet, behind a router; the others reach each other without the tunnel."""
+    make_underlay(build, routed_from=build.options.nodes)
+    _join(build, direct=range(1, build.options.nodes))
+
+
+def _join(build: Build, direct: range) -> None:
+    """Pods, and blocks joined by VXLAN; the `direct` nodes, which share a subnet, by plain routes (felix, vxlan_mgr.go)."""
     options = build.options
     mtu = options.overlay_mtu or options.underlay_mtu - _OVERHEAD
-    numbers = range(1, options.nodes + 1)
-    make_underlay(build)
-    for number in numbers:
-        build.space(f"node{number}").route(block(options, number), protocol=_FELIX, type="blackhole")
+    hosts = [ipaddress.IPv4Address(node.addresses[0]) for node in build.state.nodes]
+    ends = []
+    for number, own in enumerate(hosts, start=1):
+        space = build.space(f"node{number}")
+        space.route(block(options, number), protocol=_FELIX, type="blackhole")
         # Calico's MTU detection gives pods what the tunnel leaves.
         _make_pods(build, number, mtu=mtu)
-    ends = [End(options.node_address(number).ip, block(options, number)) for number in numbers]
+        near = [other for other in direct if number in direct and other != number]
+        for other in near:
+            space.route(block(options, other), options.uplink, hosts[other - 1], protocol=_FELIX)
+        ends.append(End(own, block(options, number), frozenset(hosts[other - 1] for other in near)))
     vni = options.vni if options.vni != Options().vni else _VNI
     port = options.port if options.port != Options().port else _PORT
     make_vxlan(build, options.tunnel or "vxlan.calico", ends, vni=vni, port=port, mtu=mtu, protocol=_FELIX)
@@ -145,8 +167,17 @@ REFLECTED = Mode(
 VXLAN = Mode(
     name="calico-vxlan",
     summary="Calico VXLAN: the same pods, blocks joined by vxlan.calico, VNI 4096, UDP 4789, +50 bytes",
-    real_parts="the kernel's datapath; felix and the CNI plugin are imitated by static state; no policy chains",
+    real_parts="the kernel's datapath; felix and the CNI plugin are imitated by static state",
     try_commands=_TRY,
     plan=_plan,
     build=_build_vxlan,
+)
+
+CROSS_SUBNET = Mode(
+    name="calico-crosssubnet",
+    summary="Calico VXLAN between subnets only: the last node is behind a router, the others are reached plainly",
+    real_parts="the kernel's datapath, a router between subnets; felix and the CNI plugin are imitated by static state",
+    try_commands=_TRY,
+    plan=_plan_cross_subnet,
+    build=_build_cross_subnet,
 )
