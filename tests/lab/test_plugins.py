@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import re
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,7 @@ from netpath.errors import MissingError, NetpathError, UsageError
 from netpath.lab import guests
 from netpath.lab.modes.kubenet import OUTSIDE
 from tests.lab import kinds
-from tests.lab.helpers import Space, alive, inhabitants, leftovers, read, rules, run
+from tests.lab.helpers import Space, alive, inhabitants, leftovers, processes, read, rules, run
 from tests.lab.test_traffic import check_pairs, tcp_echo, udp_echo
 
 pytestmark = pytest.mark.root
@@ -153,6 +157,27 @@ def test_up_and_down_leaves_nothing(mode: str, lab_name: str) -> None:
         assert leftovers(lab_name) == []
         assert not alive(inside)
     assert own() == before
+
+
+def test_killed_while_plugins_run(lab_name: str) -> None:
+    """What a plugin is doing then goes on without its builder: it is ended, and its work is removed, by the next down."""
+    chance = random.Random(5)
+    code = f"from netpath import lab; lab.up('cni-bridge', {lab_name!r})"
+    for _ in range(5):
+        builder = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
+        folder = Path("/run/netpath/labs", lab_name, "bin")
+        deadline = time.monotonic() + 30
+        while not folder.exists() and builder.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.6))
+        builder.kill()
+        builder.wait()
+        lab.down(lab_name)
+        assert leftovers(lab_name) == []
+        deadline = time.monotonic() + 5
+        while (left := processes(lab_name)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not left
 
 
 def test_what_a_plugin_refuses_is_told_in_its_words(lab_name: str) -> None:
