@@ -149,7 +149,9 @@ def test_each_flow_is_predicted_and_seen(labs: dict[str, Lab], datapath: Datapat
     crossed = [
         hop.device.name for hop in forward.hops if hop.netns.name in nodes and not hop.device.name.startswith(("veth", "cali"))
     ]
-    assert crossed == list(flow.devices)
+    # From one port to another of a bridge: with a neighbour that is not fresh the packet is sent by the bridge itself (br_netfilter).
+    turned = not flow.devices and DNAT in flow.translations
+    assert crossed == list(flow.devices) or (turned and crossed == ["cni0"])
     assert [kind for kind, _ in rewrites(forward)] == list(flow.translations)
     assert sorted(kind for kind, _ in rewrites(back)) == sorted(flow.translations)
     # The one tunnel adds its headers and takes them away again; nothing else adds anything.
