@@ -185,7 +185,8 @@ class Server:
 def main() -> None:
     descriptor, path, address, udp, tcp = sys.argv[1:]
     enter_path(path)
-    Server(socket.socket(fileno=int(descriptor)), address, int(udp), int(tcp)).serve()
+    with contextlib.suppress(ConnectionError):  # the parent is gone
+        Server(socket.socket(fileno=int(descriptor)), address, int(udp), int(tcp)).serve()
 
 
 if __name__ == "__main__":

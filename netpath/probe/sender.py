@@ -7,6 +7,7 @@ It ends when its parent does: the socket closes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import random
 import selectors
@@ -224,7 +225,9 @@ def serve(channel: socket.socket) -> None:
 
 
 def main() -> None:
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    # A parent that ends with something of ours unread resets the channel instead of closing it.
+    with contextlib.suppress(ConnectionError):
+        serve(socket.socket(fileno=int(sys.argv[1])))
 
 
 if __name__ == "__main__":
