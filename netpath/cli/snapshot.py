@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import stat
+import tempfile
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -50,8 +54,30 @@ def run(
         result(text if script else ascii_json(text))
         return 0
     try:
-        with open(output_file, "w", encoding="utf-8") as file:  # noqa: PTH123
-            file.write(text)
+        _write(Path(output_file), text)
     except OSError as error:
         raise UsageError(f"{output_file}: {error.strerror}") from error
     return 0
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing: a full disk or a kill leaves what was there before. Pipes and devices are written to as they are."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    target = path.resolve()  # a link stays one
+    descriptor, made = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask())
+            file.write(text)
+        Path(made).replace(target)
+    except BaseException:
+        Path(made).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    found = os.umask(0o077)
+    os.umask(found)
+    return found

@@ -225,8 +225,9 @@ class Trace:
 
     @property
     def diverged(self) -> bool:
-        """Some forward hop was missing or unexpected, or the outcome is not the predicted one."""
+        """Some forward hop was missing or unexpected, or a way ended as none of the predicted ones does."""
         forward = [path for path in self.paths if path.direction == "forward"]
-        return any(hop.status in ("missing", "unexpected") for path in forward for hop in path.hops) or (
-            self.prediction.outcome not in ("uncertain", "mixed") and self.outcome != self.prediction.outcome
-        )
+        if any(hop.status in ("missing", "unexpected") for path in forward for hop in path.hops):
+            return True
+        foreseen = {path.outcome for path in self.prediction.paths} | {self.prediction.outcome}
+        return "uncertain" not in foreseen and not {path.outcome for path in forward} <= foreseen

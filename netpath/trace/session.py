@@ -362,9 +362,10 @@ def _trace(
     reasons = [f"{lost} events were lost: the buffer was full"] if lost else []
     reasons += [f"hook not available: {name}" for name in missing + tracer.missing_stages]
     copies = sum(journey.forward.copies for journey in journeys)
-    notes = problems(index, forward + back)
+    unread = problems(index, forward + back)
+    notes = [*unread]
     notes += [f"{copies} sightings of copies that a flooding bridge made are left out"] if copies else []
-    return Trace(
+    trace = Trace(
         outcome=outcomes.pop() if len(outcomes) == 1 else "mixed",
         paths=forward + back,
         prediction=prediction,
@@ -381,6 +382,16 @@ def _trace(
         notes=tuple(notes),
         timings_ms=timings.ms,
     )
+    return doubted(trace, unread)
+
+
+def doubted(trace: Trace, unread: Sequence[str]) -> Trace:
+    """PARTIAL where what could not be read may be why a packet did not go, or did not arrive, as predicted."""
+    if not unread or (trace.outcome == "delivered" and not trace.diverged):
+        return trace
+    reasons = (*trace.completeness.reasons, *(f"not read: {problem}" for problem in unread))
+    notes = tuple(note for note in trace.notes if note not in unread)
+    return replace(trace, completeness=replace(trace.completeness, verdict="PARTIAL", reasons=reasons), notes=notes)
 
 
 def problems(index: SnapshotIndex, paths: Iterable[Path]) -> list[str]:

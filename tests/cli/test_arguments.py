@@ -158,6 +158,23 @@ def test_a_file_that_may_not_be_read_or_written(tmp_path: Path) -> None:
     assert "No such file" in line
 
 
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "collect.sh"
+    file.write_text("what was there before")
+    link = tmp_path / "link"
+    link.symlink_to(file)
+    words = ["snapshot", "--script", "--output-file", str(link)]
+    full = subprocess.run(
+        ["prlimit", "--fsize=1000", *NETPATH, *words], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert "File too large" in one_line(Done(full.returncode, full.stdout, full.stderr), 2)
+    assert file.read_text() == "what was there before" and sorted(tmp_path.iterdir()) == [file, link]
+    file.chmod(0o600)
+    assert netpath(*words).code == 0
+    assert file.read_text() == netpath("snapshot", "--script").out and link.is_symlink() and file.stat().st_mode & 0o777 == 0o600
+    assert netpath("snapshot", "--script", "--output-file", "/dev/stdout").out == file.read_text()
+
+
 @pytest.mark.root
 @pytest.mark.parametrize(
     "words",

@@ -27,6 +27,12 @@ def trace(
     return Trace(outcome, (way,), Prediction(predicted, (), None), Completeness(verdict), None, ProbeCost(None, None))
 
 
+def foreseen(result: Trace, *outcomes: str) -> Trace:
+    """With a prediction of these ends."""
+    ways = tuple(Path("forward", 1 / len(outcomes), outcome, ()) for outcome in outcomes)
+    return replace(result, prediction=replace(result.prediction, paths=ways))
+
+
 @pytest.mark.parametrize(
     ("result", "expected", "limit", "code"),
     [
@@ -40,6 +46,10 @@ def trace(
         (trace("rejected", predicted="rejected"), None, None, 1),
         (trace("lost"), None, None, 1),
         (trace("mixed"), None, None, 1),
+        # One of several predicted ends is as predicted, another is not.
+        (foreseen(trace("delivered", predicted="mixed"), "dropped", "delivered"), None, None, 0),
+        (foreseen(trace("delivered", predicted="mixed"), "dropped", "rejected"), None, None, 1),
+        (foreseen(trace("delivered", predicted="mixed"), "dropped", "uncertain"), None, None, 0),
         # Inconclusive wins over everything that was found, and over what was expected.
         (trace("dropped", verdict="PARTIAL"), None, None, 4),
         (trace("delivered", verdict="PARTIAL", status="missing"), None, None, 4),
