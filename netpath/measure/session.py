@@ -455,7 +455,7 @@ def _measurement(
             completeness=completeness,
             path_mtu=prediction.path_mtu,
             probe_cost=probe_cost(mine, runner.unseen if runner.calibrated else None),
-            round_trip_ns=summarise(tracing.round_trips(mine)) if request.round_trip else None,
+            round_trip_ns=tracing.round_trips(mine, runner.unseen.ns) if request.round_trip else None,
             sent=len(mine),
             notes=(*notes, *tracing.problems(found.index, chosen)),
         )
@@ -515,7 +515,7 @@ def _series(each: Series, runner: _Runner, way: Way, found: _Found, *, round_tri
         translations=overhead["nat"]["translations"] if overhead else None,
         crossings=overhead["userspace"]["crossings"] if overhead else None,
         stages=stage_shares(main) if main is not None else (),
-        round_trip_ns=summarise(tracing.round_trips(kept)) if round_trip else None,
+        round_trip_ns=tracing.round_trips(kept, runner.unseen.ns) if round_trip else None,
     )
     return result, paths
 

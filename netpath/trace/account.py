@@ -41,6 +41,7 @@ class Account:
             more = unseen.get(kind(sighting), 0.0)
             self._spent[id(sighting)] = spent + more / 2
             spent += sighting.cost_ns + more
+        self._all = spent
 
     def between(self, before: Sighting, after: Sighting) -> Timing:
         """The time from one sighting of the leg to a later one."""
@@ -51,3 +52,10 @@ class Account:
         if self.leg.sent_ns is None:
             raise ValueError("nobody noted when this probe was sent")
         return Timing(sighting.time_ns - self.leg.sent_ns, self._spent[id(sighting)])
+
+    def round_trip(self, back: Account) -> Timing:
+        """The time from this leg's first hop to the end of the answer's leg. Raises ValueError without either."""
+        if not self.leg.hops or back.leg.end is None:
+            raise ValueError("a round trip needs a first hop and an end")
+        first, end = self.leg.hops[0], back.leg.end
+        return Timing(end.time_ns - first.time_ns, self._all - self._spent[id(first)] + back._spent[id(end)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -20,12 +20,13 @@ from netpath.model import nonce as layout
 from netpath.model.event import Boundary
 from netpath.model.index import SnapshotIndex
 from netpath.model.packet import Flow
-from netpath.model.path import Completeness, Path, Prediction, ProbeCost, Trace
+from netpath.model.path import Completeness, Path, Prediction, ProbeCost, Stats, Trace
 from netpath.model.snapshot import Snapshot
 from netpath.predict import predict, predict_reply
 from netpath.probe.injector import Injector, UnreachableError
 from netpath.probe.messages import Enter, Entered
 from netpath.trace import stages
+from netpath.trace.account import Account
 from netpath.trace.assemble import Scene, forward_paths, probe_cost, return_paths
 from netpath.trace.attribute import Binding
 from netpath.trace.correlate import FlowKey, Journey, correlate
@@ -377,7 +378,7 @@ def _trace(
         ),
         path_mtu=prediction.path_mtu,
         probe_cost=probe_cost(journeys),
-        round_trip_ns=summarise(round_trips(journeys)) if request.round_trip else None,
+        round_trip_ns=round_trips(journeys) if request.round_trip else None,
         sent=request.count,
         notes=tuple(notes),
         timings_ms=timings.ms,
@@ -401,16 +402,17 @@ def problems(index: SnapshotIndex, paths: Iterable[Path]) -> list[str]:
     return [f"{space.name}: {problem}" for space in spaces for problem in space.problems]
 
 
-def round_trips(journeys: Iterable[Journey]) -> list[float]:
-    """ns from a probe's first hop to its answer's arrival at the sender, of those that came back."""
-    return [
-        journey.back.end.time_ns - journey.forward.hops[0].time_ns
+def round_trips(journeys: Iterable[Journey], unseen: Mapping[str, float] | None = None) -> Stats | None:
+    """From a probe's first hop to its answer's arrival at the sender, of those that came back; `unseen` as in `Account`."""
+    timings = [
+        Account(journey.forward, unseen or {}).round_trip(Account(journey.back, unseen or {}))
         for journey in journeys
         if journey.back is not None
         and journey.back.end is not None
         and journey.back.outcome == "delivered"
         and journey.forward.hops
     ]
+    return summarise([item.raw - item.cost for item in timings], [item.raw for item in timings])
 
 
 def _refused(error: UnreachableError, prediction: Prediction, scene: Scene, timings: _Timings) -> Trace:

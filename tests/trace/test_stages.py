@@ -15,7 +15,8 @@ from netpath.model.snapshot import Netfilter, Xtables
 from netpath.netfilter.evaluate import RulesetEvaluator
 from netpath.trace.account import Account
 from netpath.trace.assemble import Scene, forward_paths
-from netpath.trace.correlate import Leg, correlate
+from netpath.trace.correlate import Journey, Leg, correlate
+from netpath.trace.session import round_trips
 from netpath.trace.stages import Registered, between, plan, split
 from tests.trace import scene
 
@@ -195,6 +196,22 @@ def test_what_is_not_seen_from_inside_is_taken_out_half_before_and_half_after() 
     assert account.between(two, three).cost == 4 + 40 + 10
     assert account.between(first, three).cost == account.between(first, two).cost + account.between(two, three).cost
     assert (account.since_call(first).raw, account.since_call(first).cost) == (600, 10)
+
+
+def test_a_round_trip_is_corrected_on_both_ways() -> None:
+    def leg(start: int, *costs: int) -> Leg:
+        marks = [replace(scene.event(start + 1000 * i, "tx", N, 3, scene.inner()), cost_ns=cost) for i, cost in enumerate(costs)]
+        return Leg("delivered", tuple(marks[:-1]), tuple(marks), marks[-1], 0)
+
+    there, back = leg(1000, 100, 30, 5), leg(9000, 40, 7)
+    timing = Account(there, {"tx": 20.0}).round_trip(Account(back, {"tx": 20.0}))
+    # Whole events but for half of the first's way in, and all of the last but half of its way in.
+    assert (timing.raw, timing.cost) == (9000, 10 + 100 + 50 + 25 + 60 + 10)
+    with pytest.raises(ValueError, match="end"):
+        Account(there, {}).round_trip(Account(replace(back, end=None), {}))
+    journeys = [Journey(1, there, back), Journey(2, there, None), Journey(3, there, replace(back, outcome="lost"))]
+    stats = round_trips(journeys, {"tx": 20.0})
+    assert stats is not None and (stats.count, stats.mean, stats.uncorrected_mean) == (1, 9000 - 255, 9000)
 
 
 RULES = """*filter
