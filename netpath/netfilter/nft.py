@@ -10,6 +10,7 @@ import ipaddress
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import msgspec
@@ -88,8 +89,13 @@ class NftChain:
     type: str = "filter"
     policy: str | None = None
     devices: tuple[str, ...] = ()
-    rules: list[Mapping[str, Any]] = field(default_factory=list)
+    texts: list[msgspec.Raw] = field(default_factory=list)
+    """Its rules as JSON, read when a packet first comes by: of thousands of chains it meets few."""
     references: dict[int, RuleRef] = field(default_factory=dict)
+
+    @cached_property
+    def rules(self) -> list[Mapping[str, Any]]:
+        return [msgspec.json.decode(text)["rule"] for text in self.texts]
 
     def reference(self, rule: Mapping[str, Any]) -> RuleRef:
         found = self.references.get(id(rule))
@@ -100,6 +106,25 @@ class NftChain:
             found = RuleRef(render_nft.rule(rule.get("expr")), f"{self.family} {self.table}", self.name, comment, service=service)
             self.references[id(rule)] = found
         return found
+
+
+class _Place(msgspec.Struct):
+    """Where a rule is; its expressions are left for later."""
+
+    family: str
+    table: str
+    chain: str
+
+
+class _Item(msgspec.Struct):
+    rule: _Place | None = None
+
+
+class _Document(msgspec.Struct):
+    nftables: list[msgspec.Raw]
+
+
+_DOCUMENT, _ITEM = msgspec.json.Decoder(_Document), msgspec.json.Decoder(_Item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,17 +149,19 @@ class Native:
             return
         try:
             # A ruleset of thousands of services has megabytes: the standard library takes ten times as long.
-            items = msgspec.json.decode(text)["nftables"]
-            if not isinstance(items, list):
-                raise TypeError
-        except (ValueError, KeyError, TypeError, RecursionError):  # msgspec.DecodeError is a ValueError
+            items = _DOCUMENT.decode(text).nftables
+        except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
             self.problems.append("the nftables ruleset can't be read as JSON")
             return
         for item in items:
             try:
-                self._take(item, owned)
+                place = _ITEM.decode(item).rule
+                if place is not None:
+                    self._take_rule(place, item, owned)
+                else:
+                    self._take(msgspec.json.decode(item), owned)
             except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-                self.problems.append(f"nftables: not understood: {str(item)[:120]}")
+                self.problems.append(f"nftables: not understood: {bytes(item)[:120].decode(errors='replace')}")
         self.by_hook: dict[tuple[int, str], list[NftChain]] = {}
         for chain in self.chains.values():
             if chain.hook is not None:
@@ -143,20 +170,20 @@ class Native:
 
     by_hook: dict[tuple[int, str], list[NftChain]] = {}  # noqa: RUF012 - the empty default of a namespace without nftables
 
+    def _take_rule(self, place: _Place, text: msgspec.Raw, owned: set[tuple[str, str]]) -> None:
+        if (place.family, place.table) in owned:
+            return
+        key = (place.family, place.table, place.chain)
+        chain = self.chains.get(key)
+        if chain is None:
+            chain = self.chains[key] = NftChain(*key)
+        chain.texts.append(text)
+        families = FAMILIES.get(place.family, ())
+        if not self.tracks.issuperset(families) and _asks_conntrack(msgspec.json.decode(text)["rule"].get("expr")):
+            self.tracks.update(families)
+
     def _take(self, item: Any, owned: set[tuple[str, str]]) -> None:
         ((kind, body),) = item.items()
-        if kind == "rule":  # most are; the rest of this is for the others
-            family, table, name = body["family"], body["table"], body["chain"]
-            if (family, table) in owned:
-                return
-            chain = self.chains.get((family, table, name))
-            if chain is None:
-                chain = self.chains[family, table, name] = NftChain(str(family), str(table), str(name))
-            chain.rules.append(body)
-            families = FAMILIES.get(family, ())
-            if not self.tracks.issuperset(families) and _asks_conntrack(body.get("expr")):
-                self.tracks.update(families)
-            return
         if kind in ("metainfo", "table", "counter", "quota", "limit", "ct helper", "ct timeout", "ct expectation", "secmark"):
             return
         if kind in ("flowtable", "synproxy", "element"):
@@ -180,7 +207,7 @@ class Native:
                 (device,) if isinstance(device, str) else tuple(map(str, device)),
             )
             known = self.chains.get((family, table, chain.name))
-            chain.rules = known.rules if known is not None else []
+            chain.texts = known.texts if known is not None else []
             self.chains[family, table, chain.name] = chain
         elif kind in ("set", "map"):
             elements = body.get("elem", ())
@@ -196,7 +223,7 @@ class Native:
     def unevaluated(self, context: HookContext) -> Iterator[str]:
         """Chains of the bridge and netdev families that the packet may have met, which are not evaluated."""
         for chain in self.chains.values():
-            if not chain.hook or not (chain.rules or chain.policy not in (None, "accept")):
+            if not chain.hook or not (chain.texts or chain.policy not in (None, "accept")):
                 continue
             if chain.family == "bridge" and chain.hook == context.hook and (context.bridged or context.physical_in):
                 yield f"nftables table bridge {chain.table}, chain {chain.name}, which is not evaluated"
@@ -572,6 +599,10 @@ class Native:
             key, data = element, None
             if isinstance(element, list) and len(element) == 2:
                 key, data = element
+            plain = _plain(key, kinds)
+            if plain is not None:
+                exact.setdefault(plain, data)
+                continue
             item = _item(key, kinds)
             if item is None:
                 rest = (data,)
@@ -682,6 +713,22 @@ def _item(body: Any, kinds: tuple[str | None, ...]) -> tuple[tuple[Any, Any], ..
             raise Unsure("a concatenation of another length")
         return tuple(_bounds(part, kind) for part, kind in zip(parts, kinds, strict=True))
     return (_bounds(body, kinds[0] if len(kinds) == 1 else None),)
+
+
+def _plain(body: Any, kinds: tuple[str | None, ...]) -> tuple[Any, ...] | None:
+    """The parts of an element that is neither range nor prefix nor pattern, as most of a large set are; None: see `_item`."""
+    parts = body.get("concat") if type(body) is dict else (body,) if len(kinds) == 1 else None
+    if type(parts) not in (list, tuple) or len(parts) != len(kinds):
+        return None
+    found = []
+    for part, kind in zip(parts, kinds, strict=True):
+        if type(part) is str and "*" not in part:
+            found.append(scalar(part, kind))
+        elif type(part) is int:
+            found.append(part)
+        else:
+            return None
+    return tuple(found)
 
 
 def _parts(value: Any) -> tuple[Any, ...]:
