@@ -717,8 +717,8 @@ def _item(body: Any, kinds: tuple[str | None, ...]) -> tuple[tuple[Any, Any], ..
 
 def _plain(body: Any, kinds: tuple[str | None, ...]) -> tuple[Any, ...] | None:
     """The parts of an element that is neither range nor prefix nor pattern, as most of a large set are; None: see `_item`."""
-    parts = body.get("concat") if type(body) is dict else (body,) if len(kinds) == 1 else None
-    if type(parts) not in (list, tuple) or len(parts) != len(kinds):
+    parts = body.get("concat") if type(body) is dict else [body]
+    if type(parts) is not list or len(parts) != len(kinds):
         return None
     found = []
     for part, kind in zip(parts, kinds, strict=True):
