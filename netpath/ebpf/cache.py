@@ -10,8 +10,10 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,4 +97,28 @@ def keep_text(name: str, text: str) -> Path | None:
             with contextlib.suppress(OSError):
                 Path(scratch).unlink()
         return None
+    return path
+
+
+def keep_program(name: str, answer_key: str, make: Callable[[Path], None]) -> Path | None:
+    """An executable that is kept under this key; `make` writes it if it is not there yet. None where nothing can be kept."""
+    where = folder()
+    if where is None:
+        return None
+    path = where / f"{name}-{answer_key[:32]}"
+    try:
+        if _ours(path.lstat(), stat.S_IFREG):
+            return path
+    except FileNotFoundError:
+        pass
+    try:
+        scratch = Path(tempfile.mkdtemp(dir=where, prefix=".new-"))
+    except OSError:
+        return None
+    try:
+        make(scratch / name)
+        (scratch / name).chmod(0o755)
+        (scratch / name).replace(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return path

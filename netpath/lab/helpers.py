@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,17 @@ def start(store: state.Store, script: str, role: str, request: Any) -> None:
 
     Scripts are run isolated (``-I -S``), see only the standard library, and end by themselves if no request comes.
     """
+    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name(script)), store.state.name]
+    begin(store, command, role, json.dumps(request).encode())
+
+
+def begin(store: state.Store, command: Sequence[str], role: str, word: bytes = b"") -> None:
+    """Run a program, have it begin with one line on its stdin, and wait until it says that it is ready.
+
+    It must end by itself if no line comes. Raises NetpathError with its last line on stderr.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(Path(__file__).with_name(script)), store.state.name],
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -30,8 +40,11 @@ def start(store: state.Store, script: str, role: str, request: Any) -> None:
     if began is None:
         raise NetpathError(f"lab: {role} ended at once")
     store.update(processes=(*store.state.processes, state.Process(process.pid, began, role)))
-    process.stdin.write(json.dumps(request).encode() + b"\n")
-    process.stdin.flush()
+    try:
+        process.stdin.write(word + b"\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        pass  # it says below what it died of
     answer = process.stdout.readline()
     if answer != b"ready\n":
         process.kill()

@@ -36,6 +36,7 @@ from netpath.trace.observe import Observer
 from netpath.trace.request import TraceRequest
 from netpath.trace.stages import Registered
 from netpath.trace.stats import quantile, summarise
+from netpath.trace.userspace import imitations
 
 if TYPE_CHECKING:
     from netpath.endpoints import Endpoint
@@ -457,7 +458,7 @@ def _measurement(
             probe_cost=probe_cost(mine, runner.unseen if runner.calibrated else None),
             round_trip_ns=tracing.round_trips(mine, runner.unseen.ns) if request.round_trip else None,
             sent=len(mine),
-            notes=(*notes, *tracing.problems(found.index, chosen)),
+            notes=(*notes, *imitations(chosen), *tracing.problems(found.index, chosen)),
         )
 
     return Measurement(

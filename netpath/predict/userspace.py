@@ -36,13 +36,14 @@ class UserSpace(Engine):
     def user_space(self, walk: Walk, host: Host, link: Link, frame: Frame) -> None:
         bare = link.kind in ("tun", "tap") and link.link_type != "ether"
         twins = self._tun_twins(host, link, frame.packet) if bare else self._capture_twins(host, link, frame)
-        if len(twins) != 1:
-            what = "several processes could be" if twins else "no process is known that could be"
+        # Twins of one address are nodes of separate networks: the datagram finds its own.
+        places = {(self._address(each), each.remote.port): each for each in twins}
+        if len(places) != 1:
+            what = "several processes could be" if places else "no process is known that could be"
             walk.doubt(f"a process takes it from {link.name} in {host.name}; {what} at the other end")
             self.end_unknown(walk, host, link)
             return
-        twin = twins[0]
-        address = self._address(twin)
+        ((address, _), twin), *_ = places.items()
         if address is None:
             walk.doubt(f"the address of {twin.remote.process} in {twin.host.name} is not known")
             self.end_unknown(walk, host, link)

@@ -260,6 +260,26 @@ def _totals(path: Path) -> str | None:
     return "total: " + "; ".join(parts)
 
 
+def _boundary(path: Path) -> str | None:
+    """Where a packet that processes passed on crossed from user space into the kernel, and back."""
+    if path.overhead is None or not path.overhead["userspace"]["crossings"]:
+        return None
+    seen = path.overhead["userspace"].get("boundary") or []
+    parts, number = [], 0
+    while number < len(seen):
+        each = seen[number]
+        process, where = clean(each["process"] or "a process"), clean(each["netns"])
+        if each["into"] == "kernel":
+            parts.append(f"into the kernel in {where}")
+        elif number + 1 < len(seen) and seen[number + 1]["netns"] == each["netns"]:
+            number += 1
+            parts.append(f"out to {process} in {where}, and into it again")
+        else:
+            parts.append(f"out to {process} in {where}")
+        number += 1
+    return f"user space: {_count(len(seen), 'crossing')} of the kernel's boundary: {'; '.join(parts)}"
+
+
 def _mtu(mtu: PathMtu | None) -> list[str]:
     return (
         [f"path MTU: {mtu.ip} bytes of IP, {mtu.payload} of payload (limited by hop {mtu.limited_by_hop})"]
@@ -306,8 +326,8 @@ def trace_text(trace: Trace, screen: Screen, *, wide: bool = False) -> str:
         chosen = [path for path in trace.paths if path.direction == direction]
         for number, path in enumerate(chosen, start=1):
             lines += _path(path, _title(path, number, len(chosen), "observed"), screen, wide=wide)
-            totals = _totals(path)
-            lines += fold(totals, screen.width, rest="  ") if totals else []
+            for line in (_totals(path), _boundary(path)):
+                lines += fold(line, screen.width, rest="  ") if line else []
             lines.append("")
     lines += _mtu(trace.path_mtu)
     if trace.round_trip_ns is not None:

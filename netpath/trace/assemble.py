@@ -13,6 +13,7 @@ from netpath.model.path import Delivery, Drop, Hop, Path, Prediction, ProbeCost,
 from netpath.model.snapshot import DeviceId
 from netpath.trace import align as aligning
 from netpath.trace import stages as staging
+from netpath.trace import userspace
 from netpath.trace.account import Account, Sighting, Timing, kind
 from netpath.trace.attribute import Binding, Place, Step, steps, translations
 from netpath.trace.calibrate import Unseen
@@ -113,7 +114,7 @@ def _path(group: Sequence[Leg], share: float, prediction: Prediction | None, sce
         number_of[line.observed] = number
         hops.append(_observed_hop(number, line, accounts, expected, scene))
     copied = _copied(leg)
-    spent = steps(leg.hops, [_place(scene.index, event) for event in leg.hops], copied)
+    spent = userspace.named(steps(leg.hops, [_place(scene.index, event) for event in leg.hops], copied), expected)
     parted = _parted(accounts, spent, scene)
     stages = tuple(_stages(parted, spent, number_of))
     predicted = expected.translations if expected else ()
@@ -128,7 +129,8 @@ def _path(group: Sequence[Leg], share: float, prediction: Prediction | None, sce
         received=innermost(leg.end.headers) if leg.end is not None and delivered else None,
     )
     last = number_of.get(len(leg.hops) - 1, 0)
-    return Path(
+    overhead = _overhead(accounts, parted, spent, len(found))
+    path = Path(
         direction=direction,
         share=share,
         probes=len(group),
@@ -138,9 +140,13 @@ def _path(group: Sequence[Leg], share: float, prediction: Prediction | None, sce
         translations=tuple(replace(item, hop=number_of[item.hop - 1]) for item in found),
         drop=_drop(leg, last, expected, scene) if leg.outcome != "delivered" else None,
         delivery=_delivery(accounts, expected, scene),
-        overhead=_overhead(accounts, parted, spent, len(found)),
+        overhead=overhead,
         uncertain=expected.uncertain if expected else (),
     )
+    if leg.hops:
+        spaces = [scene.index.netns_ref(event.netns).name for event in leg.hops]
+        overhead["userspace"]["boundary"] = userspace.boundary(path, spent, spaces, leg.hops[0].headers)
+    return path
 
 
 def _observed_hop(number: int, line: aligning.Aligned, accounts: Sequence[Account], expected: Path | None, scene: Scene) -> Hop:
@@ -371,6 +377,11 @@ def _overhead(accounts: Sequence[Account], parted: _Parted, spent: Sequence[Step
         "encap": {"bytes": sum(step.bytes for step in spent if step.bytes > 0), "ns": encap, "share": encap_share},
         "nat": {"translations": translated, "ns": nat, "share": nat_share},
         "conntrack": {"ns": conntrack, "share": conntrack_share},
-        "userspace": {"crossings": sum(step.stage == "userspace" for step in spent), "ns": user, "share": user_share},
+        "userspace": {
+            "crossings": sum(step.stage == "userspace" for step in spent),
+            "ns": user,
+            "share": user_share,
+            "boundary": [],
+        },
         "one_way_ns": total,
     }

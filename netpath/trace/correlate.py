@@ -279,9 +279,11 @@ def _predecessor(event: Event, earlier: list[Event], index: SnapshotIndex) -> in
         return _first(candidates, earlier, lambda e: e.netns == event.netns and not _left(e, index))
     # A delivery or a drop: the same packet's latest sighting here, else the latest on its device, else the latest here.
     here = [number for number in candidates if earlier[number].netns == event.netns]
+    # A buffer that is free is used again at once: a datagram's, say, for the packet that a process took out of it.
+    wrapped = encapsulated(event.headers)
     for wanted in (
-        lambda e: e.skb == event.skb and e.skb != 0,
-        lambda e: e.ifindex == event.ifindex,
+        lambda e: e.skb == event.skb and e.skb != 0 and encapsulated(e.headers) == wrapped,
+        lambda e: e.ifindex == event.ifindex and e.ifindex != 0,
         lambda e: True,
     ):
         found = _first(here, earlier, wanted)

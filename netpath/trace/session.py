@@ -25,7 +25,7 @@ from netpath.model.snapshot import Snapshot
 from netpath.predict import predict, predict_reply
 from netpath.probe.injector import Injector, UnreachableError
 from netpath.probe.messages import Enter, Entered
-from netpath.trace import stages
+from netpath.trace import stages, userspace
 from netpath.trace.account import Account
 from netpath.trace.assemble import Scene, forward_paths, probe_cost, return_paths
 from netpath.trace.attribute import Binding
@@ -365,6 +365,7 @@ def _trace(
     copies = sum(journey.forward.copies for journey in journeys)
     unread = problems(index, forward + back)
     notes = [*unread]
+    notes += userspace.imitations(forward + back)
     notes += [f"{copies} sightings of copies that a flooding bridge made are left out"] if copies else []
     trace = Trace(
         outcome=outcomes.pop() if len(outcomes) == 1 else "mixed",

@@ -188,6 +188,10 @@ def _detail(one: Event | Stamp, two: Event | Stamp, registered: Registered) -> d
     here, there = _hook(one), _hook(two)
     if here is not None and there is not None and here[1] == there[1]:
         return {"hook": here[1]}
+    if isinstance(two, Event) and two.hook == "tun_read":
+        return {"work": "wake-up and read"}
+    if isinstance(one, Event) and one.hook in ("tun_read", "socket"):
+        return {"work": "look-up and send" if one.hook == "tun_read" else "wake-up, receive and write"}
     if here is not None and there is None and here[1] in CONFIRMING and registered.tracks(one.netns, here[0]):
         return {"includes": "conntrack's confirmation of a new connection"}
     return {}

@@ -9,7 +9,7 @@ import ipaddress
 from pathlib import Path
 
 from netpath.errors import MissingError, UsageError
-from netpath.lab import helpers, netns, services
+from netpath.lab import relays, services
 from netpath.lab.build import Build, Mode, make_bridge, make_pods, make_underlay, plan_nodes_and_pods, start_echo
 from netpath.lab.modes.flannel import make_masquerade
 from netpath.lab.options import Options
@@ -40,17 +40,11 @@ def _build(build: Build) -> None:
             for other in range(1, options.nodes + 1)
             if other != number
         ]
-        request = {
-            "netns": str(netns.path_of(node.netns)),
-            "device": device,
-            "local": node.addresses[0],
-            "port": port,
-            "routes": routes,
-        }
         space = build.space(node.name)
-        helpers.start(build.store, "relay.py", f"relay {node.name}", request)
+        subnet = options.pod_subnet(number)
+        relays.start(build, node.name, "tun", device, str(subnet[0]), node.addresses[0], port, routes)
         space.set(device, mtu=mtu)
-        space.address(device, ipaddress.IPv4Interface((options.pod_subnet(number)[0], 32)))
+        space.address(device, ipaddress.IPv4Interface((subnet[0], 32)))
         space.up(device)
         space.route(ipaddress.IPv4Network(options.pod_network), device)
         make_bridge(build, number, mtu=mtu)
@@ -63,8 +57,11 @@ def _build(build: Build) -> None:
 UDP = Mode(
     name="flannel-udp",
     summary="Flannel UDP: a TUN device and a user-space relay on each node, +28 bytes",
-    real_parts="the kernel's datapath and TUN; flanneld is imitated: a Python relay carries the packets, slower than flanneld's",
-    try_commands=("netpath trace {lab}-pod1a {lab}-pod2a:7777 --udp",),
+    real_parts="the kernel's datapath and TUN; flanneld is imitated: its packets are carried by a small C program (lab relay, not flanneld)",
+    try_commands=(
+        "netpath trace {lab}-pod1a {lab}-pod2a:7777 --udp -o wide",
+        "netpath measure {lab}-pod1a {lab}-pod2a:7777 --udp",
+    ),
     plan=_plan,
     build=_build,
 )
