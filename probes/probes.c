@@ -262,6 +262,9 @@ int np_socket(struct context *ctx)
 {
 	u64 sk = ctx->args[0], skb;
 
+	/* A capture gets a copy, wherever it listens; that is no arrival. */
+	if (READ(u16, sk, OFF_sock_common_skc_family) == 17)
+		return 0;
 	if (!READ(u32, sk, OFF_sock_sk_receive_queue + OFF_sk_buff_head_qlen))
 		return 0;
 	skb = READ(u64, sk, OFF_sock_sk_receive_queue + OFF_sk_buff_prev);

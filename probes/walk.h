@@ -1,6 +1,6 @@
 /*
  * Finds the probe's mark in a packet, through any stack of Ethernet, VLAN, IPv4 with options, IPv6 with extension headers, UDP,
- * TCP, ICMP, ICMPv6 (and the packets that ICMP errors quote), VXLAN, IPIP and IP in UDP. One header a round, a bounded number
+ * TCP, ICMP, ICMPv6 (and the packets that ICMP errors quote), VXLAN, IPIP, IP in UDP and Weave's sleeve. One header a round, a bounded number
  * of rounds. The front of the packet has been copied out beforehand: one copy costs less than a checked read for each field.
  */
 #define NP_ROUNDS 14
@@ -120,8 +120,9 @@ static __always_inline int np_walk(struct np_settings *set, const u8 *front, u32
 				goto payload;
 			if (np_mark(set, head + 8, room - 8, found))
 				goto found_it; /* a probe to a tunnel's own port */
-			layer = *kind == 1 ? L_ETHERNET : L_IP;
-			length = *kind == 1 ? 16 : 8;
+			/* 1: VXLAN; 2: the bare packet; 3: a sleeve's frame, behind its two headers of 20 bytes */
+			layer = *kind == 2 ? L_IP : L_ETHERNET;
+			length = *kind == 1 ? 16 : *kind == 2 ? 8 : 28;
 		} else if (number == 6) {
 			goto segment;
 		} else if (number == 1 || number == 58) {

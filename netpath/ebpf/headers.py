@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Mapping
 
-from netpath.model.packet import Ethernet, Header, Headers, Icmp, Icmpv6, Ipv4, Ipv6, Tcp, Udp, Vlan, VxlanHeader
+from netpath.model.packet import Ethernet, Header, Headers, Icmp, Icmpv6, Ipv4, Ipv6, Opaque, Tcp, Udp, Vlan, VxlanHeader
 
 ETHERTYPE_IPV4, ETHERTYPE_IPV6 = 0x0800, 0x86DD
 ETHERTYPE_VLAN = (0x8100, 0x88A8)
@@ -18,6 +18,8 @@ EXTENSION_HEADERS = (0, 43, 60)
 """Hop-by-hop, routing and destination options: all of the form (next header, length in 8 bytes less one)."""
 FRAGMENT, AUTHENTICATION = 44, 51
 MAXIMUM_HEADERS = 24
+SLEEVE_BYTES = 20
+"""An unencrypted sleeve's headers: the sender's name, then origin, target and length of a frame (weave, router/crypto.go)."""
 TCP_FLAGS = "FSRPAUEC"
 QUOTING = {"icmp": (3, 5, 11, 12), "icmpv6": (1, 2, 3, 4)}
 
@@ -26,7 +28,7 @@ def parse(data: bytes, l3: int, protocol: int, tunnel_ports: Mapping[int, str]) 
     """(headers, length of the outermost IP packet in bytes; 0 when there is none).
 
     `l3` is where the network header starts in `data`, with a link-layer header before it unless it is 0; -1: an Ethernet header
-    starts at 0. `protocol` is the EtherType at `l3`. `tunnel_ports` are the UDP ports of tunnels (``vxlan`` or ``ip``).
+    starts at 0. `protocol` is the EtherType at `l3`. `tunnel_ports` are the UDP ports of tunnels (``vxlan``, ``ip`` or ``sleeve``).
     """
     headers: list[Header] = []
     position, number, layer = 0, protocol, "ethertype"
@@ -151,6 +153,9 @@ def _transport(
             return position + 16, "ethernet", 0
         if tunnel == "ip" and rest >= 28 and data[position + 8] >> 4 in (4, 6):
             return position + 8, "ip", 0
+        if tunnel == "sleeve" and rest >= 8 + SLEEVE_BYTES + 14:
+            headers.append(Opaque("sleeve", SLEEVE_BYTES))
+            return position + 8 + SLEEVE_BYTES, "ethernet", 0
         return None
     if number == 6 and rest >= 8:
         sport, dport, seq = struct.unpack_from(">HHI", data, position)

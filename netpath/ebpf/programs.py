@@ -45,6 +45,7 @@ OFFSETS: tuple[tuple[str, str], ...] = (
     ("net", "ns"),
     ("ns_common", "inum"),
     ("sock_common", "skc_net"),
+    ("sock_common", "skc_family"),
     ("sock", "sk_receive_queue"),
     ("sk_buff_head", "qlen"),
     ("nf_hook_state", "in"),

@@ -34,7 +34,7 @@ NETFILTER_HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 TCP_SYN_BYTES = 32
 """A probe's SYN with its options (netpath/probe/build.py): what its packet ends with."""
 STAGE_LOSS = "time inside the kernel can't be split into conntrack, nat, filter and routing; it is shown as other"
-TUNNEL_KINDS = {"vxlan": 1, "ip": 2}
+TUNNEL_KINDS = {"vxlan": 1, "ip": 2, "sleeve": 3}
 ETHERNET_TYPES = (1, 772)
 RUNS_AT_ONCE = 32
 """Priorities tried for a hook at LOCAL_IN and LOCAL_OUT, each of which one run can have in a namespace (net/netfilter/nf_bpf_link.c)."""
@@ -276,7 +276,7 @@ class Tracer:
         """Attach. From here on every packet that carries `nonce` and a sequence number up to `count` is reported.
 
         `tcp_base` is the base of the SYNs' numbers (None: no TCP). `tunnel_ports` are UDP ports behind which another packet hides
-        (``vxlan``: RFC 7348, ``ip``: a bare IP packet). `listen_in` are the files of the namespaces whose deliveries are watched by
+        (``vxlan``: RFC 7348, ``ip``: a bare IP packet, ``sleeve``: Weave's frames). `listen_in` are the files of the namespaces whose deliveries are watched by
         a netfilter hook; one that is gone by now is passed over. `stages` are the marks to be put among what is registered at
         netfilter hooks, by the file of their namespace (see `take_stamps`). Raises MissingError.
 

@@ -30,6 +30,7 @@ _RTNH_F_ONLINK = 4
 _IFA_F_NODAD = 0x02
 _SIOCETHTOOL = 0x8946
 _ETHTOOL_GLINK = 0x0A
+_ETHTOOL_STXCSUM = 0x17
 
 
 class Cancelled(Exception):
@@ -164,6 +165,14 @@ class Space:
                 # Not every device can be asked; those that can't need no catching up.
                 with contextlib.suppress(OSError):
                     fcntl.ioctl(sock, _SIOCETHTOOL, request)
+
+    def whole_checksums(self, device: str) -> None:
+        """Have what is sent by this device carry its transport checksum from the start (``ethtool -K DEVICE tx off``)."""
+        self._check()
+        netns.enter(self.descriptor)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            wanted = ctypes.create_string_buffer(struct.pack("=II", _ETHTOOL_STXCSUM, 0))
+            fcntl.ioctl(sock, _SIOCETHTOOL, struct.pack("16sP", device.encode(), ctypes.addressof(wanted)))
 
     def port(self, device: str, bridge: str, *, hairpin: bool = False) -> None:
         """Make `device` a port of `bridge`."""

@@ -81,6 +81,14 @@ class SnapshotIndex:
         found = link.peer if link.peer is not None else (self._reverse.get(device) if link.kind == "veth" else None)
         return found if found in self._links else None
 
+    def is_tap(self, device: DeviceId) -> bool:
+        """A veth without address or master whose other end is a bridge's port in its own namespace: made for a process that captures."""
+        link, peer = self._links.get(device), self.peer(device)
+        if link is None or link.kind != "veth" or link.master is not None or peer is None or peer.netns != device.netns:
+            return False
+        held = (address for address in self._namespaces[device.netns].addresses if address.device == device.ifindex)
+        return self._links[peer].master is not None and not any(address.family == 4 for address in held)
+
     def holders(self, address: str) -> tuple[DeviceId, ...]:
         """All devices that hold `address`, in the order of the snapshot; several namespaces may."""
         return tuple(self._holders.get(canonical(address), ()))

@@ -145,7 +145,7 @@ class Engine:
         self.underlays = underlays if underlays is not None else {}
         self.finished: list[Finished] = []
         self.todo: list[Callable[[], None]] = []
-        self.segment = Segment(index, self.host, self.underlay)
+        self.segment = Segment(index, self.host, self.underlay, self.relayed)
         self.resolver = Resolver(self.segment, self.host)
 
     def host(self, inode: int) -> Host | None:
@@ -217,6 +217,10 @@ class Engine:
 
     def user_space(self, walk: Walk, host: Host, link: Link, frame: Frame) -> None:
         """A process reads what a device sends, or what comes in by it."""
+        raise NotImplementedError
+
+    def relayed(self, host: Host, link: Link) -> list[DeviceId]:
+        """Where the process that captures from `link` has its twins inject."""
         raise NotImplementedError
 
     def underlay(self, host: Host, link: Link, mac: str, learned: Learned) -> list[tuple[DeviceId, str]]:

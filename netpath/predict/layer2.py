@@ -247,11 +247,7 @@ class Layer2(Engine):
         self.arrive(walk, host, link, frame.packet, mine)
 
     def _captured(self, host: Host, link: Link) -> bool:
-        """A veth without address or master whose other end is a bridge port here: made for a process that captures."""
-        peer = self.index.peer(DeviceId(host.inode, link.ifindex))
-        if link.kind != "veth" or peer is None or peer.netns != host.inode:
-            return False
-        return host.links[peer.ifindex].master is not None and not host.on_device.get((link.ifindex, 4))
+        return self.index.is_tap(DeviceId(host.inode, link.ifindex))
 
     # Bridges
 

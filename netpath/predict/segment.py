@@ -1,4 +1,4 @@
-"""Who hears a frame: a walk over one layer-2 segment across veths, bridges, VLANs and VXLANs, without making hops.
+"""Who hears a frame: a walk over one layer-2 segment across veths, bridges, VLANs, VXLANs and capturing processes, without making hops.
 
 It answers two questions of the walker: who gets an ARP request or neighbour solicitation, and which copy of a flooded
 frame finds a taker.
@@ -33,6 +33,9 @@ class Learned:
 Underlay = Callable[[Host, Link, str, Learned], list[tuple[DeviceId, str]]]
 """(host, VXLAN device, destination MAC, learned) -> the VXLAN devices that get the frame, each with the sender's VTEP."""
 
+Relay = Callable[[Host, Link], list[DeviceId]]
+"""(host, a device that a process captures from) -> the devices by which its twins on other nodes inject."""
+
 
 @dataclass
 class Heard:
@@ -45,14 +48,16 @@ class Heard:
 class Segment:
     """`hosts` gives the prepared namespace of an inode, None when it is not in the snapshot."""
 
-    def __init__(self, index: SnapshotIndex, hosts: Callable[[int], Host | None], underlay: Underlay) -> None:
+    def __init__(self, index: SnapshotIndex, hosts: Callable[[int], Host | None], underlay: Underlay, relay: Relay) -> None:
         self._index = index
         self._hosts = hosts
         self._underlay = underlay
+        self._relay = relay
 
     def hear(self, host: Host, link: Link, dst: str, src: str, tags: Tags = (), learned: Learned | None = None) -> Heard:
         """Everybody who gets a frame that `host` sends by `link`. A unicast frame is heard only by whom it is for."""
-        run = Run(self._index, self._hosts, self._underlay, dst.lower(), src.lower(), learned if learned is not None else Learned())
+        known = learned if learned is not None else Learned()
+        run = Run(self._index, self._hosts, self._underlay, self._relay, dst.lower(), src.lower(), known)
         run.send(host, link, tags)
         return run.heard
 
@@ -65,11 +70,12 @@ class Run:
         index: SnapshotIndex,
         hosts: Callable[[int], Host | None],
         underlay: Underlay,
+        relay: Relay,
         dst: str,
         src: str,
         learned: Learned,
     ) -> None:
-        self._index, self._hosts, self._underlay = index, hosts, underlay
+        self._index, self._hosts, self._underlay, self._relay = index, hosts, underlay, relay
         self._dst, self._src, self._learned = dst, src, learned
         self.heard = Heard()
         self._seen: set[tuple[int, int, str, Tags]] = set()
@@ -158,6 +164,11 @@ class Run:
         if master is not None and master.kind in ("bond", "team"):
             self.receive(host, master, tags, mine or self._for(master))
             return
+        if self._index.is_tap(DeviceId(host.inode, link.ifindex)):
+            for device in self._relay(host, link):
+                other = self._hosts(device.netns)
+                if other is not None:
+                    self.send(other, other.links[device.ifindex], tags)
         self._macvlan_children(host, link, tags, sender=None)
         if not tags and mine:
             self.heard.devices.append(DeviceId(host.inode, link.ifindex))

@@ -124,7 +124,9 @@ class Tunnels(Engine):
 
     def _beyond(self, host: Host, link: Link, frame: Frame, walk: Walk) -> bool:
         """Whether a frame that comes out of a VXLAN device is taken by somebody on the bridge it is a port of."""
-        run = Run(self.index, self.host, self.underlay, frame.dst or ip.BROADCAST_MAC, frame.src or "", walk.learned.copy())
+        run = Run(
+            self.index, self.host, self.underlay, self.relayed, frame.dst or ip.BROADCAST_MAC, frame.src or "", walk.learned.copy()
+        )
         run.receive(host, link, frame.tags, False)
         return bool(run.heard.devices)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
-from netpath.model.snapshot import Link, Socket
+from netpath.model.snapshot import DeviceId, Link, Socket
 from netpath.predict import addresses as ip
 from netpath.predict.engine import Engine, Walk
 from netpath.predict.host import Host
@@ -35,8 +35,7 @@ class Twin:
 class UserSpace(Engine):
     def user_space(self, walk: Walk, host: Host, link: Link, frame: Frame) -> None:
         bare = link.kind in ("tun", "tap") and link.link_type != "ether"
-        twins = self._tun_twins(host, link, frame.packet) if bare else self._capture_twins(host, link, frame)
-        # Twins of one address are nodes of separate networks: the datagram finds its own.
+        twins = self._nearest(host, self._tun_twins(host, link, frame.packet) if bare else self._capture_twins(host, link, frame))
         places = {(self._address(each), each.remote.port): each for each in twins}
         if len(places) != 1:
             what = "several processes could be" if places else "no process is known that could be"
@@ -129,6 +128,46 @@ class UserSpace(Engine):
 
     def _captured(self, host: Host, link: Link) -> bool:
         raise NotImplementedError
+
+    def _nearest(self, host: Host, twins: list[Twin]) -> list[Twin]:
+        """Nodes of separate networks may have the same address: of those, the ones on a link with `host`, if any is."""
+        by_address: dict[str | None, list[Twin]] = {}
+        for twin in twins:
+            by_address.setdefault(self._address(twin), []).append(twin)
+        found: list[Twin] = []
+        for address, same in by_address.items():
+            linked = self._linked(host, address) if address is not None and len(same) > 1 else frozenset()
+            found += [twin for twin in same if twin.host.inode in linked] or same
+        return found
+
+    def _linked(self, host: Host, address: str) -> frozenset[int]:
+        """The namespaces on the link by which `host` sends to an address; none when a router is between."""
+        route = lookup(host, Query(family=ip.family_of(address), dst=address))
+        choice = next(iter(route.choices), None)
+        link = host.links.get(choice.device) if choice is not None and choice.device is not None else None
+        if choice is None or link is None or (choice.nexthop is not None and choice.nexthop.gateway is not None):
+            return frozenset()
+        key = ("linked", host.inode, link.ifindex)
+        if key not in self.index.prepared:
+            self.index.prepared[key] = frozenset()  # for a link that is itself behind the process
+            heard = self.segment.hear(host, link, ip.BROADCAST_MAC, link.mac or "")
+            self.index.prepared[key] = frozenset(device.netns for device in heard.devices)
+        found: frozenset[int] = self.index.prepared[key]
+        return found
+
+    def relayed(self, host: Host, link: Link) -> list[DeviceId]:
+        twins = [
+            Twin(other, device, local, remote)
+            for other, local, remote in self._pairs(host)
+            for device in other.namespace.links
+            if self._captured(other, device)
+        ]
+        found: list[DeviceId] = []
+        for twin in self._nearest(host, twins):
+            place = DeviceId(twin.host.inode, twin.device.ifindex)
+            if place not in found:
+                found.append(place)
+        return found
 
     def _address(self, twin: Twin) -> str | None:
         if twin.remote.address not in ("0.0.0.0", "::", "*"):

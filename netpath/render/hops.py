@@ -62,6 +62,8 @@ def packet(headers: Headers) -> str:
                 layers.append(f"{source} > {target} vxlan {following.vni}")
             elif isinstance(following, Ipv4 | Ipv6):
                 layers.append(f"{source} > {target} udp/{header.dport}")
+            elif isinstance(header, Udp) and isinstance(following, Opaque):
+                layers.append(f"{source} > {target} {clean(following.name)}/{header.dport}")
             else:
                 flags = f" {header.flags}" if isinstance(header, Tcp) else ""
                 layers.append(f"{_end(source, header.sport)} > {_end(target, header.dport)} {header.proto}{flags}")
@@ -69,7 +71,7 @@ def packet(headers: Headers) -> str:
             layers.append(f"{source} > {target} {_icmp(header)}")
         elif isinstance(header, Vlan):
             layers.append(f"vlan {header.vid}")
-        elif isinstance(header, Opaque):
+        elif isinstance(header, Opaque) and not (number and isinstance(headers[number - 1], Udp)):
             layers.append(f"{source} > {target} {clean(header.name)}")
     return " | ".join(layers)
 

@@ -176,8 +176,9 @@ def _observed_hop(number: int, line: aligning.Aligned, accounts: Sequence[Accoun
 
 
 def _place(index: SnapshotIndex, event: Event) -> Place:
-    link = index.link(DeviceId(event.netns, event.ifindex))
-    return Place(link.kind, link.master if link.port is not None else None) if link else Place("unknown")
+    device = DeviceId(event.netns, event.ifindex)
+    link = index.link(device)
+    return Place(link.kind, link.master if link.port is not None else None, index.is_tap(device)) if link else Place("unknown")
 
 
 def _stats(timings: Iterable[Timing]) -> Stats | None:

@@ -57,6 +57,8 @@ class Place:
 
     kind: str
     bridge: int | None = None
+    tap: bool = False
+    """A process captures there what a bridge sends to it, and injects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def _vni_of(headers: Headers) -> dict[str, object]:
 
 
 def _segment(before: Event, after: Event, there: Place, here: Place, change: int) -> str:
-    if before.netns == after.netns and change and "tun" in (there.kind, here.kind):
+    if before.netns == after.netns and change and ("tun" in (there.kind, here.kind) or there.tap or here.tap):
         return "userspace"
     if change:
         return "encap" if change > 0 else "decap"

@@ -241,7 +241,14 @@ def _terminal(events: list[Event], index: SnapshotIndex, answered: bool) -> Even
         return delivery
     if not drops:
         return None
-    return max(drops, key=lambda drop: (drop.reason not in NOT_THE_END, len(_chain(drop, events, index)), -drop.time_ns))
+    end = max(drops, key=lambda drop: (drop.reason not in NOT_THE_END, len(_chain(drop, events, index)), -drop.time_ns))
+    if end.reason in NOT_THE_END:
+        # What a process captured goes on as a copy, while the frame itself ends where nobody else wanted it.
+        last = next((event for event in reversed(events) if event.hook in HOP_HOOKS), end)
+        way = _chain(last, events, index)
+        if last.time_ns > end.time_ns and any(event is here for event in way for here in _chain(end, events, index)[-2:-1]):
+            return None
+    return end
 
 
 def _chain(last: Event, events: list[Event], index: SnapshotIndex) -> tuple[Event, ...]:

@@ -21,7 +21,7 @@ from netpath.model.event import Boundary
 from netpath.model.index import SnapshotIndex
 from netpath.model.packet import Flow
 from netpath.model.path import Completeness, Path, Prediction, ProbeCost, Stats, Trace
-from netpath.model.snapshot import Snapshot
+from netpath.model.snapshot import DeviceId, Snapshot
 from netpath.predict import predict, predict_reply
 from netpath.probe.injector import Injector, UnreachableError
 from netpath.probe.messages import Enter, Entered
@@ -200,13 +200,17 @@ def aim(request: TraceRequest, protocol: str, snapshot: Snapshot) -> tuple[endpo
     return source, destination, flow
 
 
-def tunnel_ports(snapshot: Snapshot) -> dict[int, str]:
-    """UDP ports behind which another packet hides, as the devices and sockets of the snapshot say: ``vxlan`` or ``ip``.
+def tunnel_ports(snapshot: Snapshot, index: SnapshotIndex) -> dict[int, str]:
+    """UDP ports behind which another packet hides, as the devices and sockets of the snapshot say: ``vxlan``, ``ip`` or ``sleeve``.
 
     A user-space relay that carries bare IP packets (Flannel's udp backend) shows as a process that holds a TUN device and a UDP
     socket; every UDP socket in a namespace with a TUN device is tried, since a packet that is not IP inside is not taken for one.
+    So is, for Weave's sleeve, every one in a namespace with a veth that is made to be captured from.
     """
     ports: dict[int, str] = {}
+    for namespace in snapshot.namespaces:
+        if any(index.is_tap(DeviceId(namespace.inode, link.ifindex)) for link in namespace.links if link.kind == "veth"):
+            ports.update({item.port: "sleeve" for item in namespace.sockets or () if item.protocol == "udp" and not item.connected})
     for namespace in snapshot.namespaces:
         if any(link.kind == "tun" for link in namespace.links):
             ports.update({item.port: "ip" for item in namespace.sockets or () if item.protocol == "udp"})
@@ -266,7 +270,7 @@ def arm(
     tracer.arm(
         nonce,
         count=count,
-        tunnel_ports=tunnel_ports(snapshot),
+        tunnel_ports=tunnel_ports(snapshot, index),
         tcp_base=tcp_base,
         payload=payload,
         listen_in=[path for inode in inodes if (path := entry(index, inode))],

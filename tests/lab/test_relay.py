@@ -193,7 +193,7 @@ def test_the_relay_survives_what_it_cannot_deliver(lab_name: str) -> None:
     assert udp_echo(made.pod("pod1a").netns, "10.244.2.2", 7777)[0] == b"netpath"
 
 
-@pytest.mark.parametrize("mode", ["flannel-udp"])
+@pytest.mark.parametrize("mode", ["flannel-udp", "weave-sleeve"])
 def test_down_ends_the_relays(lab_name: str, mode: str) -> None:
     lab.up(mode, lab_name)
     # Two relays and the echo server.

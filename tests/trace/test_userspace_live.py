@@ -34,13 +34,12 @@ class Datapath:
     """Bytes on the wire."""
     real: str
     """The component that the lab relay stands for."""
-    tunnel: tuple[str, ...]
-    """The devices on the sender's node from the bridge to the relay, and from the relay to the wire."""
     ports: frozenset[int]
 
 
-FLANNEL = Datapath("flannel-udp", ("flannel", "udp"), 28, "flanneld", ("flannel0",), frozenset({8285}))
-DATAPATHS = (FLANNEL,)
+FLANNEL = Datapath("flannel-udp", ("flannel", "udp"), 28, "flanneld", frozenset({8285}))
+WEAVE = Datapath("weave-sleeve", ("weave", "sleeve"), 62, "weaver", frozenset({6783}))
+DATAPATHS = (FLANNEL, WEAVE)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from netpath.lab.modes.flannel_udp import UDP
 from netpath.lab.modes.kube_ipvs import KUBE_IPVS
 from netpath.lab.modes.kubenet import GKE, KUBENET
 from netpath.lab.modes.ptp import PTP
+from netpath.lab.modes.weave import SLEEVE
 
 MODES: tuple[Mode, ...] = (
     VXLAN,
@@ -36,6 +37,7 @@ MODES: tuple[Mode, ...] = (
     CALICO_IPIP,
     CALICO_IPIP_CROSS_SUBNET,
     CANAL,
+    SLEEVE,
     DOCKER,
     FLANNEL_DOCKER,
 )
