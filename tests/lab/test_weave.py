@@ -158,9 +158,9 @@ def test_what_is_no_frame_of_a_peer_is_dropped(lab_name: str) -> None:
     names = {node: bytes.fromhex(name.replace(":", "")) for node, name in peers(made)}
     one, two = names["node1"], names["node2"]
     sender = b"\x02stray"
-    frame = b"\xff" * 6 + sender + b"\x08\x00" + bytes(40)
+    frame = b"\xff" * 6 + sender + b"\x88\xb5" + bytes(40)
     with Space(made.pod("pod1a").netns).socket(socket.AF_PACKET, socket.SOCK_RAW) as pod:
-        pod.bind(("eth0", 0x0800))
+        pod.bind(("eth0", ETH_P_ALL))
         pod.settimeout(5)
         with Space(made.node("node2").netns).socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             for data in (
