@@ -31,10 +31,12 @@ def make_vxlan(
     mtu: int,
     queue: int = 1000,
     protocol: int = 3,
+    know_direct: bool = True,
 ) -> None:
     """A vxlan device on every node (`ends` in the nodes' order), with a route, a neighbour and an FDB entry for every other node.
 
-    `queue` is the device's txqueuelen, `protocol` the routes' origin (RTPROT_*).
+    `queue` is the device's txqueuelen, `protocol` the routes' origin (RTPROT_*). `know_direct`: neighbours and FDB entries for ends to
+    which no route leads through the tunnel, too.
     """
     spaces = [build.space(node.name) for node in build.state.nodes]
     macs = []
@@ -56,7 +58,7 @@ def make_vxlan(
         macs.append(space.mac(name))
     for space, own in zip(spaces, ends, strict=True):
         for end, mac in zip(ends, macs, strict=True):
-            if end is not own:
+            if end is not own and (know_direct or end.vtep not in own.direct):
                 space.neighbour(name, end.subnet[0], mac)
                 space.fdb(name, mac, end.vtep)
                 if end.vtep not in own.direct:

@@ -10,7 +10,7 @@ from netpath.lab.modes.calico_ipip import ALWAYS as CALICO_IPIP
 from netpath.lab.modes.calico_ipip import CROSS_SUBNET as CALICO_IPIP_CROSS_SUBNET
 from netpath.lab.modes.canal import CANAL
 from netpath.lab.modes.docker import DOCKER
-from netpath.lab.modes.flannel import HOSTGW, VXLAN
+from netpath.lab.modes.flannel import DIRECT, HOSTGW, VXLAN
 from netpath.lab.modes.flannel_docker import FLANNEL_DOCKER
 from netpath.lab.modes.flannel_ipip import IPIP
 from netpath.lab.modes.flannel_udp import UDP
@@ -21,6 +21,7 @@ from netpath.lab.modes.weave import SLEEVE
 
 MODES: tuple[Mode, ...] = (
     VXLAN,
+    DIRECT,
     HOSTGW,
     UDP,
     IPIP,

@@ -1,4 +1,4 @@
-"""Flannel, VXLAN and host-gw backends, with the CNI bridge plugin.
+"""Flannel, VXLAN (with and without DirectRouting) and host-gw backends, with the CNI bridge plugin.
 
 The kernel state is that of flanneld 0.20 (pkg/backend/vxlan, pkg/backend/hostgw, pkg/trafficmngr/iptables) and of the CNI plugins
 flannel and bridge 1.x; flanneld and the plugins do not run.
@@ -6,9 +6,15 @@ flannel and bridge 1.x; flanneld and the plugins do not run.
 
 from __future__ import annotations
 
+import ipaddress
+from dataclasses import replace
+
+from netpath.errors import UsageError
 from netpath.lab import services
 from netpath.lab.build import Build, Mode, make_bridge, make_pods, make_underlay, plan_nodes_and_pods, start_echo
+from netpath.lab.options import Options
 from netpath.lab.overlay import End, make_vxlan
+from netpath.lab.state import State
 
 _OVERHEAD = 50
 """IPv4, UDP, VXLAN and the inner Ethernet header (flannel, pkg/backend/vxlan encapOverhead)."""
@@ -85,6 +91,37 @@ def _build_vxlan(build: Build) -> None:
     start_echo(build)
 
 
+def _plan_direct(state: State, options: Options) -> State:
+    if options.ipv6:
+        raise UsageError("lab flannel-directrouting: IPv4 only")
+    return plan_nodes_and_pods(state, replace(options, nodes=max(options.nodes, 3)))
+
+
+def _build_direct(build: Build) -> None:
+    """The last node is behind a router: the tunnel leads there, and plain routes to the others (vxlan_network.go, directRoute)."""
+    build.options = options = replace(build.options, nodes=len(build.state.nodes))
+    make_underlay(build, routed_from=options.nodes)
+    mtu = options.overlay_mtu or options.underlay_mtu - _OVERHEAD
+    hosts = [ipaddress.IPv4Address(node.addresses[0]) for node in build.state.nodes]
+    near = range(1, options.nodes)
+    ends = []
+    for number, own in enumerate(hosts, start=1):
+        direct = [other for other in near if number in near and other != number]
+        ends.append(End(own, options.pod_subnet(number), frozenset(hosts[other - 1] for other in direct)))
+    name = options.tunnel or f"flannel.{options.vni}"
+    make_vxlan(build, name, ends, vni=options.vni, port=options.port, mtu=mtu, queue=0, know_direct=False)
+    for number, end in enumerate(ends, start=1):
+        space = build.space(f"node{number}")
+        for other in near:
+            if hosts[other - 1] in end.direct:
+                space.route(options.pod_subnet(other), options.uplink, hosts[other - 1])
+        make_bridge(build, number, mtu=mtu)
+        make_pods(build, number, mtu=mtu, cluster_route=True)
+    services.make(build)
+    make_masquerade(build)
+    start_echo(build)
+
+
 def make_host_routes(build: Build) -> None:
     """On every node a route to every other node's subnet, by that node's address."""
     options = build.options
@@ -124,6 +161,18 @@ VXLAN = Mode(
     try_commands=_TRY,
     plan=plan_nodes_and_pods,
     build=_build_vxlan,
+)
+
+DIRECT = Mode(
+    name="flannel-directrouting",
+    summary="Flannel VXLAN with DirectRouting: plain routes on one link, the tunnel to the last node, behind a router; 3 nodes",
+    real_parts="the kernel's datapath; flanneld and the bridge plugin are imitated: devices, routes, neighbours, FDB, rules",
+    try_commands=(
+        "netpath trace {lab}-pod1a {lab}-pod2a:7777 --udp",
+        "netpath trace {lab}-pod1a {lab}-pod3a:7777 --udp",
+    ),
+    plan=_plan_direct,
+    build=_build_direct,
 )
 
 HOSTGW = Mode(
