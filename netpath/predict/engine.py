@@ -219,6 +219,14 @@ class Engine:
         """A process reads what a device sends, or what comes in by it."""
         raise NotImplementedError
 
+    def switched(self, walk: Walk, host: Host, switch: Link, link: Link, frame: Frame) -> None:
+        """A port of an Open vSwitch datapath received a frame."""
+        raise NotImplementedError
+
+    def node_address(self, host: Host) -> str | None:
+        """The IPv4 address by which other nodes know a node; None where several might be it."""
+        raise NotImplementedError
+
     def relayed(self, host: Host, link: Link) -> list[DeviceId]:
         """Where the process that captures from `link` has its twins inject."""
         raise NotImplementedError

@@ -205,6 +205,9 @@ class Layer2(Engine):
         if master is not None and master.kind in ("bond", "team"):
             self.receive(walk, host, master, frame, mine or self._mine(master, frame))
             return
+        if master is not None and master.kind == "openvswitch":
+            self.switched(walk, host, master, link, frame)
+            return
         if master is not None and master.kind == "vrf":
             walk.doubt(f"{link.name} in {host.name} is in the VRF {master.name}, whose table netpath does not consult")
         elif master is not None:

@@ -169,6 +169,9 @@ class Run:
                 other = self._hosts(device.netns)
                 if other is not None:
                     self.send(other, other.links[device.ifindex], tags)
+        if master is not None and master.kind == "openvswitch":
+            self._through_switch(host, master, link, tags)
+            return
         self._macvlan_children(host, link, tags, sender=None)
         if not tags and mine:
             self.heard.devices.append(DeviceId(host.inode, link.ifindex))
@@ -185,6 +188,16 @@ class Run:
             if tags is not None:
                 self.receive(host, bridge, tags, mine or self._for(bridge))
 
+    def _through_switch(self, host: Host, switch: Link, link: Link, tags: Tags) -> None:
+        """By all other ports: whom the switch's flows leave out is not known, nor where else they lead."""
+        self.heard.outside.append(f"{switch.name} in {host.name}")
+        for port in host.ports[switch.ifindex]:
+            if port.kind != "vxlan" and port is not link:
+                self.send(host, port, tags)
+            elif link.kind != "vxlan":
+                for device in far_switches(self._index, DeviceId(host.inode, port.ifindex)):
+                    self._arrive_at(device, tags)
+
     def _macvlan_children(self, host: Host, link: Link, tags: Tags, *, sender: DeviceId | None) -> None:
         for device, child in macvlans_of(self._index, DeviceId(host.inode, link.ifindex)):
             if device == sender or (sender is not None and child.mode not in (None, "bridge")):
@@ -198,6 +211,22 @@ class Run:
 def dark(link: Link) -> bool:
     """No carrier where carrier means something: what is sent meets the no-op qdisc (a bridge has one while a port has)."""
     return link.up and not link.carrier and link.kind in ("veth", "physical", "vlan", "macvlan", "bridge", "bond", "team")
+
+
+def far_switches(index: SnapshotIndex, device: DeviceId) -> list[DeviceId]:
+    """The VXLAN ports of other namespaces' Open vSwitch datapaths with the same UDP port: where the flows of this one may lead."""
+    link = index.link(device)
+    if link is None or link.vxlan is None or not link.vxlan.external:
+        return []
+    found: list[DeviceId] = []
+    for namespace in index.snapshot.namespaces:
+        for other in namespace.links if namespace.inode != device.netns else ():
+            if other.vxlan is None or not other.vxlan.external or other.vxlan.port != link.vxlan.port or other.master is None:
+                continue
+            switch = index.link(DeviceId(namespace.inode, other.master))
+            if switch is not None and switch.kind == "openvswitch":
+                found.append(DeviceId(namespace.inode, other.ifindex))
+    return found
 
 
 def macvlans_of(index: SnapshotIndex, device: DeviceId) -> list[tuple[DeviceId, Link]]:

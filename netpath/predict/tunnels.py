@@ -222,7 +222,13 @@ class Tunnels(Engine):
         ]
         if not family:
             return False
-        match = next(((other, each) for other, each in family if each.vxlan is not None and each.vxlan.vni == inner.vni), None)
+        # One in metadata mode takes every VNI: what it means is for whoever reads the metadata.
+        fits = [
+            (other, each)
+            for other, each in family
+            if each.vxlan is not None and (each.vxlan.external or each.vxlan.vni == inner.vni)
+        ]
+        match = next(iter(fits), None)
         if match is None:
             self.drop(
                 walk,

@@ -172,18 +172,17 @@ class UserSpace(Engine):
     def _address(self, twin: Twin) -> str | None:
         if twin.remote.address not in ("0.0.0.0", "::", "*"):
             return twin.remote.address
-        found = lookup(twin.host, Query(family=4, dst="0.0.0.0"))
+        return self.node_address(twin.host)
+
+    def node_address(self, host: Host) -> str | None:
+        found = lookup(host, Query(family=4, dst="0.0.0.0"))
         device = next((choice.device for choice in found.choices), None)
         if device is None:
             device = next(
-                (
-                    d.ifindex
-                    for d in twin.host.namespace.links
-                    if d.kind in ("veth", "physical") and twin.host.on_device.get((d.ifindex, 4))
-                ),
+                (d.ifindex for d in host.namespace.links if d.kind in ("veth", "physical") and host.on_device.get((d.ifindex, 4))),
                 None,
             )
-        return select_address(twin.host, device, None, 0) if device is not None else None
+        return select_address(host, device, None, 0) if device is not None else None
 
     def unwrap(self, walk: Walk, host: Host, link: Link | None, packet: Packet) -> bool:
         inner = packet.inner

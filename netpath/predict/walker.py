@@ -16,11 +16,12 @@ from netpath.predict.host import EvaluatorFactory, Host
 from netpath.predict.layer2 import Layer2
 from netpath.predict.layer3 import Layer3
 from netpath.predict.packet import answer_to, from_flow
+from netpath.predict.switch import Switch
 from netpath.predict.tunnels import Tunnels
 from netpath.predict.userspace import UserSpace
 
 
-class Walker(Layer2, Layer3, Tunnels, UserSpace, Endpoint):
+class Walker(Layer2, Layer3, Tunnels, UserSpace, Switch, Endpoint):
     """All layers; one instance for each prediction."""
 
 

@@ -20,9 +20,9 @@ from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.layers.vxlan import VXLAN
 
 from netpath.ebpf.headers import parse
-from netpath.model.packet import Ethernet, Headers, Icmp, Icmpv6, Ipv4, Ipv6, Tcp, Udp, Vlan, VxlanHeader
+from netpath.model.packet import Ethernet, Headers, Icmp, Icmpv6, Ipv4, Ipv6, Opaque, Tcp, Udp, Vlan, VxlanHeader
 
-PORTS = {4789: "vxlan", 8285: "ip"}
+PORTS = {4789: "vxlan", 8285: "ip", 6783: "sleeve"}
 MAC = {"src": "02:00:00:00:00:01", "dst": "02:00:00:00:00:02"}
 ETHER = Ether(src=MAC["src"], dst=MAC["dst"])
 V4, V6 = IP(src="10.0.0.1", dst="10.0.0.2"), IPv6(src="fd00::1", dst="fd00::2")
@@ -104,6 +104,11 @@ CASES: list[tuple[str, Any, Headers]] = [
         "ip in udp",
         ETHER / V4 / UDP(sport=8285, dport=8285) / V4 / UDP_LAYER / LOAD,
         (ETHERNET, v4(68), Udp(8285, 8285), v4(40), UDP_HEADER),
+    ),
+    (
+        "sleeve",
+        ETHER / V4 / UDP(sport=6783, dport=6783) / (b"sender" + b"origin" + b"target" + b"\0\x36") / ETHER / V4 / UDP_LAYER / LOAD,
+        (ETHERNET, v4(102), Udp(6783, 6783), Opaque("sleeve", 20), ETHERNET, v4(40), UDP_HEADER),
     ),
 ]
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import os
+import signal
+import socket
+import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,12 +23,14 @@ from netpath.lab import Lab, state
 from netpath.model.packet import Tcp, Udp
 from netpath.model.path import Path
 from netpath.trace.userspace import LAB_RELAY
+from tests.netns import Netns
 from tests.trace.nat import as_predicted, rewrites, trace
 from tests.trace.test_nat_live import agrees_with_tcpdump
 
 pytestmark = [pytest.mark.root, pytest.mark.ebpf, pytest.mark.timeout(300)]
 
 NODE = {"node1": "192.168.50.11", "node2": "192.168.50.12"}
+SIOCETHTOOL, ETHTOOL_STXCSUM = 0x8946, 0x17
 PROTOCOLS = ("udp", "tcp", "icmp")
 
 
@@ -177,13 +185,48 @@ def test_the_way_back_from_the_wire_ends_at_a_stopped_relay(datapath: Datapath) 
         assert stored is not None
         (relay,) = [process for process in stored.processes if process.role == f"{LAB_RELAY} node2"]
         as_predicted(trace(*ends(made, Flow("pod1a", "pod2a", True), "udp")))
-        os.kill(relay.pid, 19)
+        os.kill(relay.pid, signal.SIGSTOP)
         done = trace(*ends(made, Flow("pod1a", "pod2a", True), "udp"), count=1, round_trip=False, cold=True, timeout=1.0)
         (path,) = done.trace.paths
         assert path.outcome == "lost" and exit_code(done.trace, None, None) != 0
         assert path.hops[[hop.status for hop in path.hops].count("observed") - 1].device.name == "eth0"
-        os.kill(relay.pid, 18)
+        os.kill(relay.pid, signal.SIGCONT)
         as_predicted(trace(*ends(made, Flow("pod1a", "pod2a", True), "udp")))
+
+
+def test_without_its_process_flannels_device_and_route_are_gone() -> None:
+    """The packet then takes the default route, and ends where nobody is the gateway; prediction says the same."""
+    with lab.running("flannel-udp", f"npt{os.urandom(3).hex()}") as made:
+        stored = state.load(made.name)
+        assert stored is not None
+        (relay,) = [process for process in stored.processes if process.role == f"{LAB_RELAY} node1"]
+        os.kill(relay.pid, signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while "flannel0" in Netns(made.node("node1").netns).ip("link") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        done = trace(*ends(made, Flow("pod1a", "pod2a", True), "udp"), count=1, round_trip=False, timeout=5.0)
+        (path,) = done.trace.paths
+        assert (done.trace.outcome, done.trace.diverged) == ("dropped", False)
+        assert path.drop is not None and path.drop.reason == "NEIGH_FAILED" and "192.168.50.1 " in path.drop.cause
+
+
+def checksums_left_to_others() -> None:
+    """``ethtool -K eth0 tx on`` in the calling thread's namespace."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        wanted = ctypes.create_string_buffer(struct.pack("=II", ETHTOOL_STXCSUM, 1))
+        fcntl.ioctl(sock, SIOCETHTOOL, struct.pack("16sP", b"eth0", ctypes.addressof(wanted)))
+
+
+def test_a_device_that_leaves_checksums_to_others_is_named() -> None:
+    """Weave switches them off, since nobody completes them for what a process injects. Switched on again, the receiver drops the packet."""
+    with lab.running("weave-sleeve", f"npt{os.urandom(3).hex()}") as made:
+        flow = Flow("pod1a", "pod2a", True)
+        as_predicted(trace(*ends(made, flow, "udp")))
+        Netns(made.pod("pod1a").netns).call(checksums_left_to_others)
+        done = trace(*ends(made, flow, "udp"), count=1, round_trip=False)
+        (path,) = done.trace.paths
+        assert path.drop is not None and path.drop.reason == "UDP_CSUM" and "tx off" in (path.drop.remedy or "")
+        assert path.hops[-1].netns.name == made.pod("pod2a").netns
 
 
 @modes
