@@ -203,6 +203,7 @@ def test_down_ends_the_relays(lab_name: str, mode: str) -> None:
     assert leftovers(lab_name) == []
 
 
-def test_its_figures_are_labelled() -> None:
-    mode = next(each for each in lab.MODES if each.name == "flannel-udp")
-    assert "lab relay, not flanneld" in mode.real_parts
+@pytest.mark.parametrize(("name", "real"), [("flannel-udp", "flanneld"), ("weave-sleeve", "weaver")])
+def test_the_list_of_labs_says_whose_work_it_is(name: str, real: str) -> None:
+    mode = next(each for each in lab.MODES if each.name == name)
+    assert f"lab relay, not {real}" in mode.real_parts

@@ -21,8 +21,8 @@ from netpath.lab.modes.weave import SLEEVE
 
 MODES: tuple[Mode, ...] = (
     VXLAN,
-    DIRECT,
     HOSTGW,
+    DIRECT,
     UDP,
     IPIP,
     KUBE_IPVS,
