@@ -35,7 +35,7 @@ RESAMPLES = 400
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One probe's way from LOCAL_OUT to where it is received: ns without what the events say of themselves, and how many of each kind."""
+    """One probe's way from a LOCAL_OUT to where it is received: ns without what the events say of themselves, and how many of each kind."""
 
     net: float
     counts: Mapping[str, int]
@@ -52,7 +52,10 @@ class Unseen:
 
 
 def samples(events: Iterable[Event], stamps: Iterable[Stamp]) -> tuple[Sample, ...]:
-    """One for each probe whose sending and first arrival were both seen; in whatever arrangement, hops may be missing."""
+    """One for each probe whose sending and first arrival were both seen; in whatever arrangement, hops may be missing.
+
+    Through a tunnel of processes: of the way between these two.
+    """
     by_sequence: dict[int, list[Event | Stamp]] = defaultdict(list)
     everything: list[Event | Stamp] = [*events, *stamps]
     for sighting in everything:
@@ -60,16 +63,33 @@ def samples(events: Iterable[Event], stamps: Iterable[Stamp]) -> tuple[Sample, .
     found: list[Sample] = []
     for _, seen in sorted(by_sequence.items()):
         seen.sort(key=lambda sighting: sighting.time_ns)
-        start = next((number for number, each in enumerate(seen) if isinstance(each, Event) and each.hook == "local_out"), None)
-        end = next((number for number, each in enumerate(seen) if isinstance(each, Event) and _delivers(each)), None)
-        if start is None or end is None or end <= start:
+        stretch = _stretch(seen)
+        if stretch is None:
             continue
+        start, end = stretch
         counts: dict[str, int] = defaultdict(int)
         for each in seen[start + 1 : end]:
             counts[kind(each)] += 1
         spent = sum(each.cost_ns for each in seen[start:end])
         found.append(Sample(seen[end].time_ns - seen[start].time_ns - spent, dict(counts), spent))
     return tuple(found)
+
+
+def _stretch(seen: Sequence[Event | Stamp]) -> tuple[int, int] | None:
+    """The first and the last sighting of a sample: from the sender to the receiver, or between the two processes of a tunnel that
+    processes make. When a process wakes up is chance, and larger than what is looked for."""
+    events = [(number, each) for number, each in enumerate(seen) if isinstance(each, Event)]
+    taken = next((number for number, each in events if each.hook == "socket" and encapsulated(each.headers)), None)
+    starts = [number for number, each in events if each.hook == "local_out" and (taken is None or number < taken)]
+    if not starts:
+        return None
+    if taken is None:
+        start = starts[0]
+        end = next((number for number, each in events if _delivers(each)), None)
+    else:
+        start = starts[-1]
+        end = next((number for number, each in events if number > start and each.hook in DELIVERY_HOOKS), None)
+    return (start, end) if end is not None and end > start else None
 
 
 def _delivers(event: Event) -> bool:

@@ -65,3 +65,26 @@ def test_a_probe_of_which_an_end_is_missing_is_no_sample() -> None:
     events = scene.forward()
     assert samples(events, []) == ()
     assert samples([scene.event(500, "local_out", scene.POD1, 2, scene.inner()), *events[:5]], []) == ()
+
+
+def test_through_processes_a_sample_is_the_way_between_them() -> None:
+    """Wake-ups on both sides are left out: they vary by more than all events cost."""
+    outer = scene.wrapped(scene.inner())
+    events = [
+        replace(each, cost_ns=7)
+        for each in (
+            scene.event(100, "local_out", scene.POD1, 2, scene.inner()),
+            scene.event(200, "tx", scene.POD1, 2, scene.inner()),
+            scene.event(90_000, "local_out", scene.NODE1, 2, outer),
+            scene.event(90_100, "tx", scene.NODE1, 2, outer),
+            scene.event(90_200, "rx", scene.NODE2, 2, outer),
+            scene.event(90_300, "local_in", scene.NODE2, 2, outer),
+            scene.event(90_400, "socket", scene.NODE2, 0, outer),
+            scene.event(500_000, "rx", scene.NODE2, 3, scene.inner()),
+            scene.event(500_100, "local_in", scene.POD2, 2, scene.inner()),
+        )
+    ]
+    (sample,) = samples(events, [])
+    assert sample.counts == {"tx": 1, "rx": 1} and sample.net == 300 - 3 * 7
+    # Of one that ended in the second process's queue nothing is known that can be compared.
+    assert samples(events[:5], []) == ()
