@@ -136,7 +136,7 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
         with timings.phase("probe"):
             observer = Observer(tracer, round_trip=request.round_trip)
             progress(SENDING)
-            _send(observer, injector, request)
+            _send(observer, injector, request, tcp=protocol == "tcp")
             progress(DRAINING)
             observer.until(range(1, request.count + 1), request.timeout)
             observer.settle()
@@ -297,18 +297,27 @@ def listened(index: SnapshotIndex, prediction: Prediction, flow: Flow) -> tuple[
     return tuple(sorted(wanted))
 
 
-def _send(observer: Observer, injector: Injector, request: TraceRequest) -> None:
-    """Send the warm-up and all probes, and collect what is seen meanwhile."""
-    if not request.cold:
-        observer.send(injector, 0)
-        observer.until({0}, min(WARM_UP_SECONDS, request.timeout))
+def _send(observer: Observer, injector: Injector, request: TraceRequest, *, tcp: bool) -> None:
+    """Send the warm-up and all probes, and collect what is seen meanwhile.
+
+    A SYN waits for the one before: the sender's kernel resets what is answered, and one that overtakes that reset meets a half-open
+    connection of the same ports, and is refused (RFC 9293, 3.10.7.4). So the next goes when the answer's and the reset's time is over, too.
+    """
     due = time.monotonic()
-    for sequence in range(1, request.count + 1):
+    patience = min(WARM_UP_SECONDS, request.timeout)
+    for sequence in range(1 if request.cold else 0, request.count + 1):
         while (now := time.monotonic()) < due:
             observer.collect()
             time.sleep(min(POLL_SECONDS, max(0.0, due - now)))
         observer.send(injector, sequence)
-        due += request.interval
+        started = time.monotonic()
+        due = max(due, started) if sequence == 0 else due + request.interval
+        if sequence == 0 or (tcp and sequence < request.count and patience):
+            observer.until({sequence}, patience)
+            taken = time.monotonic() - started
+            if sequence and taken >= patience:
+                patience = 0.0  # nothing comes back; what does is not refused
+            due = max(due, time.monotonic() + (2 * taken if tcp and taken < WARM_UP_SECONDS else 0.0))
 
 
 def strayed(journeys: Sequence[Journey], prediction: Prediction, index: SnapshotIndex) -> bool:
