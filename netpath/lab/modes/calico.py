@@ -11,7 +11,7 @@ import ipaddress
 from dataclasses import asdict, replace
 
 from netpath.errors import UsageError
-from netpath.lab import bird, policy
+from netpath.lab import bird, policy, services
 from netpath.lab.build import Build, Mode, make_underlay, plan_nodes_and_pods, start_echo
 from netpath.lab.options import Options
 from netpath.lab.overlay import End, make_vxlan
@@ -35,8 +35,8 @@ def block(options: Options, number: int) -> ipaddress.IPv4Network:
 
 
 def _plan(state: State, options: Options) -> State:
-    if options.ipv6 or options.services is not None or options.pods_per_node > _BLOCK - 2:
-        raise UsageError(f"lab calico: IPv4 only, no services, at most {_BLOCK - 2} pods on a node")
+    if options.ipv6 or options.pods_per_node > _BLOCK - 2:
+        raise UsageError(f"lab calico: IPv4 only, at most {_BLOCK - 2} pods on a node")
     planned = plan_nodes_and_pods(state, options)
     pods = []
     for number, node in enumerate(planned.nodes, start=1):
@@ -103,6 +103,7 @@ def _build_bgp(build: Build, reflector: str | None) -> None:
     addresses = {node.name: node.addresses[0] for node in nodes}
     blocks = {node.name: block(options, number) for number, node in enumerate(nodes, start=1)}
     bird.start(build, bird.mesh(addresses, blocks, reflector))
+    services.make(build)
     start_echo(build)
 
 
@@ -141,6 +142,7 @@ def _join(build: Build, direct: range) -> None:
     vni = options.vni if options.vni != Options().vni else _VNI
     port = options.port if options.port != Options().port else _PORT
     make_vxlan(build, options.tunnel or "vxlan.calico", ends, vni=vni, port=port, mtu=mtu, protocol=_FELIX)
+    services.make(build)
     start_echo(build)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 
 from netpath.errors import UsageError
+from netpath.lab import services
 from netpath.lab.build import Build, Mode, make_underlay, start_echo
 from netpath.lab.ipip import KERNELS_OWN, OVERHEAD, make_device, make_routes
 from netpath.lab.modes import calico
@@ -60,6 +61,7 @@ def _build(build: Build, direct: range | tuple[()]) -> None:
                 tunnelled.append((calico.block(options, other), address))
         make_routes(build, node, name, tunnelled, protocol=_BIRD)
         calico._make_pods(build, number, mtu=mtu)
+    services.make(build)
     start_echo(build)
 
 
