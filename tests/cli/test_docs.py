@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import typer
@@ -63,3 +64,17 @@ def test_links_lead_somewhere() -> None:
     for page in (ROOT / "docs").rglob("*.md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def _links(page: Path) -> set[Path]:
+    """The files that a page links to."""
+    targets = re.findall(r"\]\(([^)#]+)", page.read_text())
+    return {(page.parent / target).resolve() for target in targets if "://" not in target}
+
+
+def test_every_page_is_linked_and_every_link_leads_somewhere() -> None:
+    pages = set((ROOT / "docs").rglob("*.md"))
+    start = ROOT / "docs" / "README.md"
+    assert pages <= _links(start) | {start}, "docs/README.md does not link to every page"
+    dead = {(page.name, str(link)) for page in (*pages, ROOT / "README.md") for link in _links(page) if not link.exists()}
+    assert not dead

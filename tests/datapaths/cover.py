@@ -91,7 +91,7 @@ def _outside(made: Lab) -> Iterator[None]:
     """A gateway for the nodes, with an address of the world behind it, and an echo server there."""
     fabric = Netns(f"{made.name}-fabric")
     if not made.mode.startswith(("kubenet", "gke")):
-        if "crosssubnet" not in made.mode:
+        if not made.mode.endswith(("crosssubnet", "directrouting")):  # there the fabric is the gateway
             fabric.ip("address", "add", f"{Options().gateway}/24", "dev", "br0")
         fabric.ip("address", "add", f"{OUTSIDE}/32", "dev", "lo")
     with echo([(fabric, str(OUTSIDE))]):
@@ -142,7 +142,7 @@ def _captured(sent: _Sent, captures: Captures, forward: Path) -> list[Sighting]:
         return [where for _, where, packet in entries if FIRST in packet]
     first = _tcp(forward.hops[0].headers)
     assert first is not None and first.seq is not None
-    ports = tunnel_ports(sent.run.snapshot)
+    ports = tunnel_ports(sent.run.snapshot, sent.run.index)
     return [where for _, where, packet in entries if _handshake(_tcp(_parsed(packet, ports)), first.seq)]
 
 
