@@ -130,9 +130,15 @@ class UserSpace(Engine):
         raise NotImplementedError
 
     def _nearest(self, host: Host, twins: list[Twin]) -> list[Twin]:
-        """Nodes of separate networks may have the same address: of those, the ones on a link with `host`, if any is."""
+        """Nodes of separate networks may have the same address: of those, the ones on a link with `host`, if any is.
+
+        One with an address of `host`'s own is in another network: what is sent there stays here.
+        """
+        own = {item.address for item in host.namespace.addresses}
         by_address: dict[str | None, list[Twin]] = {}
         for twin in twins:
+            if self._address(twin) in own:
+                continue
             by_address.setdefault(self._address(twin), []).append(twin)
         found: list[Twin] = []
         for address, same in by_address.items():

@@ -246,3 +246,16 @@ def test_tcpdump_on_every_device_agrees(labs: dict[str, Lab], datapath: Datapath
     made = of_mode(labs, datapath.mode)
     source, destination = ends(made, Flow("pod1a", target, False), "udp")
     agrees_with_tcpdump(made, source, destination, tmp_path)
+
+
+@modes
+@pytest.mark.parametrize("target", ["pod1b", "pod2a"])
+def test_another_network_of_the_same_addresses_is_no_way(labs: dict[str, Lab], datapath: Datapath, target: str) -> None:
+    made = of_mode(labs, datapath.mode)
+    with lab.running(datapath.mode, f"npt{os.urandom(3).hex()}"):
+        # Unresolved, so that the prediction asks everywhere.
+        Netns(made.pod("pod1a").netns).ip("neighbour", "flush", "all")
+        done = trace(*ends(made, Flow("pod1a", target, False), "udp"), count=1)
+        as_predicted(done)
+        (predicted,) = done.trace.prediction.paths
+        assert not predicted.uncertain
