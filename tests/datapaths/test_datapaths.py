@@ -18,7 +18,7 @@ def test_every_kind_of_lab_is_in_the_table() -> None:
 
 @pytest.mark.root
 @pytest.mark.ebpf
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("mode", [mode.name for mode in MODES])
 def test_a_datapath(mode: str) -> None:
     if mode in kinds.NEEDS:
