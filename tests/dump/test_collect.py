@@ -37,8 +37,10 @@ unshare -n sleep 600 &
 until [ -n "$(readlink /proc/$!/ns/net)" ] && [ "$(readlink /proc/$!/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do :; done
 echo $! >"$OUT/pid"
 readlink /proc/$!/ns/net >"$OUT/inode"
+cat /proc/self/mounts >"$OUT/before"
 $SHELL_UNDER_TEST "$SCRIPT" $ARGUMENTS >"$OUT/stdout" 2>"$OUT/stderr"
 code=$?
+cat /proc/self/mounts >"$OUT/after"
 kill $!
 exit $code
 """
@@ -55,6 +57,8 @@ class Collected:
     stderr: str
     live: Snapshot
     """What discovery read of the same two namespaces, just after."""
+    mounts: tuple[str, str]
+    """The cage's mounts before the script ran and after."""
 
     def snapshot(self, folder: Path) -> Snapshot:
         place = folder / "node.tar"
@@ -124,7 +128,8 @@ def collected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
             live = discover.take(only={node.inode, pod.inode})
         assert done.returncode == 0, (done, (folder / "stderr").read_text() if (folder / "stderr").exists() else "")
         inode = int((folder / "inode").read_text().split("[")[1].rstrip("]\n"))
-        yield Collected(node, pod, inode, (folder / "stdout").read_bytes(), (folder / "stderr").read_text(), live)
+        mounts = ((folder / "before").read_text(), (folder / "after").read_text())
+        yield Collected(node, pod, inode, (folder / "stdout").read_bytes(), (folder / "stderr").read_text(), live, mounts)
 
 
 def _listening() -> socket.socket:
@@ -223,7 +228,8 @@ def test_all_rulesets_are_read(collected: Collected, tmp_path: Path) -> None:
 def test_it_changes_nothing(collected: Collected) -> None:
     """No legacy table, mount, nsid or module appears because it was asked for."""
     assert collected.pod.run("cat", "/proc/self/net/ip_tables_names") == ""
-    assert "netpath" not in Path("/proc/self/mounts").read_text()
+    before, after = collected.mounts
+    assert before == after
     assert collected.pod.run("ip", "netns", "list-id").count("nsid") == 1
 
 

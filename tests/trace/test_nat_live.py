@@ -104,7 +104,7 @@ def test_docker_siblings_share_a_bridge() -> None:
 
 
 def test_docker_networks_are_isolated_by_a_rule(docker: tuple[Lab, bool]) -> None:
-    done = trace("docker:c1", "172.20.0.2:7071")
+    done = trace("docker:c1", "docker:c4:7071")
     (forward,) = [path for path in done.trace.paths if path.direction == "forward"]
     assert done.trace.outcome == "dropped" and not done.trace.diverged and exit_code(done.trace, None, None) == 1
     assert forward.drop and forward.drop.rule and "DOCKER-ISOLATION-STAGE-2" in forward.drop.rule.text
