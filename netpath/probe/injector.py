@@ -36,6 +36,8 @@ class Injector:
                 process_group=0,  # a terminal's interrupt is for its parent, whose end it notices
             )
         self.answers: list[Answer] = []
+        self.netns = 0
+        """The namespace entered (inode), where answers are expected."""
         self._target = ""
 
     def __enter__(self) -> Injector:
@@ -69,6 +71,7 @@ class Injector:
         if isinstance(reply, Failed):
             raise self._enter_error(reply, request)
         assert isinstance(reply, Entered)
+        self.netns = reply.netns
         return reply
 
     @property

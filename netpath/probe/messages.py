@@ -40,10 +40,11 @@ class Send(msgspec.Struct, tag=True, frozen=True):
 
 
 class Entered(msgspec.Struct, tag=True, frozen=True):
-    """The source address the kernel chooses and the port that is held (None for ICMP)."""
+    """The source address the kernel chooses, the port that is held (None for ICMP) and the namespace entered (inode)."""
 
     source: str
     sport: int | None
+    netns: int
 
 
 class Sent(msgspec.Struct, tag=True, frozen=True):

@@ -213,7 +213,7 @@ def serve(channel: socket.socket) -> None:
                     sender = Sender(request)
                     if request.protocol != "tcp":
                         selector.register(sender.output, selectors.EVENT_READ)
-                    reply = Entered(source=sender.source, sport=sender.sport)
+                    reply = Entered(source=sender.source, sport=sender.sport, netns=Path("/proc/thread-self/ns/net").stat().st_ino)
                 elif sender is None:
                     reply = Failed(error=errno.EINVAL, text="asked to send before a namespace was entered")
                 else:

@@ -22,7 +22,7 @@ class Observer:
 
     def __init__(self, tracer: Tracer, *, round_trip: bool) -> None:
         self._tracer = tracer
-        self._needed = 2 if round_trip else 1
+        self._round_trip = round_trip
         self.events: list[Event] = []
         self.stamps: list[Stamp] = []
         self.sent_ns: dict[int, int] = {}
@@ -31,6 +31,10 @@ class Observer:
         """The errno of sends that the kernel refused, by sequence number."""
         self._ended: set[int] = set()
         self._received: dict[int, set[tuple[str, FlowKey | None]]] = defaultdict(set)
+        self._home: dict[int, int] = {}
+        """The sender's namespace by sequence number."""
+        self._back: set[int] = set()
+        """What was received in its sender's namespace."""
         self._last_new = time.monotonic()
         self._injectors: set[Injector] = set()
 
@@ -39,6 +43,7 @@ class Observer:
         self._injectors.add(injector)
         sent = injector.send(sequence, **how)
         self.sent_ns[sequence] = sent.time_ns
+        self._home[sequence] = injector.netns
         if sent.error:
             self.send_errors[sequence] = sent.error
             self._ended.add(sequence)
@@ -61,6 +66,15 @@ class Observer:
             elif event.hook in DELIVERY_HOOKS and not encapsulated(event.headers):
                 # Two hooks may report the one delivery; an answer's is of another role, or between other ports.
                 self._received[event.sequence].add((event.role, innermost(event.headers)))
+                if event.netns == self._home.get(event.sequence):
+                    self._back.add(event.sequence)
+
+    def _over(self, number: int) -> bool:
+        if number in self._ended:
+            return True
+        received = len(self._received[number])
+        # A process in between (a proxy, a relay) receives too: there and back is two receipts, and one of them at home.
+        return received >= 2 and number in self._back if self._round_trip else received >= 1
 
     def until(self, sequences: Iterable[int], seconds: float) -> None:
         """Collect until each has been delivered (and answered, for a round trip) or dropped, for `seconds` at most."""
@@ -68,7 +82,7 @@ class Observer:
         open_ = set(sequences)
         while open_ and time.monotonic() < deadline:
             self.collect()
-            open_ = {number for number in open_ if number not in self._ended and len(self._received[number]) < self._needed}
+            open_ = {number for number in open_ if not self._over(number)}
             time.sleep(POLL_SECONDS)
 
     def settle(self) -> None:
