@@ -82,6 +82,9 @@ def guarded(arguments: list[str]) -> int:
     try:
         settings.interrupted = False
         signal.signal(signal.SIGINT, _interrupt)
+        for number in (signal.SIGTERM, signal.SIGHUP):  # a timeout, a closed terminal: what was made is put back as well
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, _interrupt)
         return _run(_take_switches(arguments))
     except NetpathError as error:
         return _failed(str(error), error.exit_code)

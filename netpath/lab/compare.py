@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import statistics
 from collections import defaultdict
@@ -13,7 +14,9 @@ from typing import TypeVar
 
 from netpath import lab
 from netpath.errors import MissingError, NetpathError, UsageError
+from netpath.lab import netns
 from netpath.measure import load, plan, robust, session
+from netpath.measure.client import Sender
 from netpath.measure.load import Route, Slice
 from netpath.measure.plan import MeasureRequest
 from netpath.measure.result import Measurement, StageShare
@@ -27,8 +30,12 @@ Progress = Callable[[str], None]
 HOST_GATEWAY = "flannel-hostgw"
 SEED = 20
 SIZE = 64
-PAIRS = 3
-"""Each round: pairs of runs on the path and on the host sockets, of pings and of streams."""
+PING_PAIRS, STREAM_PAIRS, DATAGRAM_PAIRS = 8, 5, 2
+"""Each round: pairs of runs on the path and on the host sockets. Many short ones: what disturbs the machine lasts longer than one."""
+DATAGRAM = 1400
+"""Bytes of payload of the UDP streams' datagrams, each one packet on every path."""
+LEAST_SLICES = 3
+"""Slices of streams below which CPU time, which the kernel counts in ticks of 10 ms, is not given."""
 UDP_PORT, TCP_PORT = 7071, 7070
 """Where our receivers listen in a workload; the docker lab publishes these."""
 MAIN_TABLE = 254
@@ -65,7 +72,10 @@ class ModeResult:
     tcp_ratio: Ratio
     tcp_to_hostgw: float | None
     cpu_ratio: float | None
-    """CPU time of the machine for a byte of the stream, over host sockets."""
+    """CPU time of the machine for a byte of the TCP stream, over host sockets."""
+    packet_cpu_ns: float | None
+    """CPU time of the machine for each datagram of 1400 bytes that a UDP stream, as fast as it goes, brings over."""
+    packet_cpu_ratio: float | None
     encap_bytes: int | None
     encap_ns: float | None
     """Encapsulating and decapsulating; null where no stage says so."""
@@ -122,6 +132,7 @@ class _Subject:
     rtts: list[tuple[float, float]] = field(default_factory=list)
     """Medians of a run of pings on the path, and of one on the host sockets right before or after it."""
     streams: list[tuple[Slice, Slice]] = field(default_factory=list)
+    datagrams: list[tuple[Slice, Slice]] = field(default_factory=list)
 
 
 def chosen(names: Sequence[str]) -> tuple[lab.Mode, ...]:
@@ -138,13 +149,13 @@ def run(
     *,
     rounds: int = 3,
     count: int = 40,
-    pings: int = 600,
-    seconds: float = 0.6,
+    pings: int = 1200,
+    seconds: float = 0.5,
     progress: Progress = lambda text: None,
 ) -> Comparison:
     """Build the labs and measure them in turns, in an order drawn anew for each of `rounds`.
 
-    `count` probes of each series, `pings` round trips and `seconds` of stream each round and way. A mode that fails is in `skipped`.
+    `count` probes of each series, `pings` round trips and `seconds` of TCP stream each round and way. A mode that fails is in `skipped`.
     Raises UsageError for an unknown mode, and when no mode could be measured what the first one said.
     """
     modes = chosen(names)
@@ -168,10 +179,11 @@ def run(
         progress("evaluating, and removing the labs")
         snapshot = measured[0].measurements[0].snapshot
         results = with_host_gateway([_result(subject) for subject in measured])
+    left_out = {name: " ".join(str(error).split()) for name, error in skipped.items()}
     return Comparison(
         modes=results,
-        claims=claims(results),
-        skipped={name: " ".join(str(error).split()) for name, error in skipped.items()},
+        claims=claims(results, left_out),
+        skipped=left_out,
         incomplete=any(name in names or not isinstance(error, MissingError) for name, error in skipped.items()),
         rounds=rounds,
         caveat=CAVEAT,
@@ -193,7 +205,7 @@ def _build(mode: lab.Mode, stack: ExitStack) -> _Subject:
     made = stack.enter_context(lab.running(mode.name, echo=False))
     first, second = made.nodes[0], made.nodes[1]
     host = stack.enter_context(Station(second.path, second.address))
-    host_route = Route(first.path, host, (second.address, host.udp), (second.address, host.tcp))
+    host_route = Route(stack.enter_context(Sender(first.path)), host, (second.address, host.udp), (second.address, host.tcp))
     if mode.name == "docker":
         # Published ports: the way there is masqueraded on one node and translated on the other.
         source, receiver, address, udp, tcp = made.pod("c2"), made.pod("c3"), second.address, 12348, 12347
@@ -204,15 +216,34 @@ def _build(mode: lab.Mode, stack: ExitStack) -> _Subject:
         address, udp, tcp = receiver.address, UDP_PORT, TCP_PORT
         target = f"netns:{receiver.inode}:{udp}"
     station = stack.enter_context(Station(receiver.path, "", udp=UDP_PORT, tcp=TCP_PORT))
-    return _Subject(mode, made, source, target, Route(source.path, station, (address, udp), (address, tcp)), host_route)
+    path = Route(stack.enter_context(Sender(source.path)), station, (address, udp), (address, tcp))
+    return _Subject(mode, made, source, target, path, host_route)
 
 
 def _measure(subject: _Subject, generator: random.Random, *, count: int, pings: int, seconds: float) -> None:
-    asked = MeasureRequest(f"netns:{subject.source.inode}", subject.target, "udp", sizes=(SIZE,), count=count, rate=2000.0)
+    asked = MeasureRequest(
+        f"netns:{subject.source.inode}",
+        subject.target,
+        "udp",
+        sizes=(SIZE,),
+        count=count,
+        rate=2000.0,
+        namespaces=_inodes(subject.made),
+    )
     subject.measurements.append(session.run(asked))
-    for _ in range(PAIRS):
-        subject.rtts.append(_pair(subject, generator, lambda route: statistics.median(load.pings(route, pings // PAIRS, SIZE))))
-        subject.streams.append(_pair(subject, generator, lambda route: load.stream(route, "tcp", seconds / PAIRS)))
+    each, slice_s = max(1, pings // PING_PAIRS), seconds / STREAM_PAIRS
+    for number in range(PING_PAIRS):
+        subject.rtts.append(_pair(subject, generator, lambda route: statistics.median(load.pings(route, each, SIZE))))
+        if number < STREAM_PAIRS:
+            subject.streams.append(_pair(subject, generator, lambda route: load.stream(route, "tcp", slice_s)))
+        if number < DATAGRAM_PAIRS:
+            subject.datagrams.append(_pair(subject, generator, lambda route: load.stream(route, "udp", slice_s, size=DATAGRAM)))
+
+
+def _inodes(made: lab.Lab) -> frozenset[int]:
+    """The namespaces that a lab consists of: nothing else is on a way in it."""
+    places = [each.path for each in (*made.nodes, *made.pods)] + [str(netns.path_of(name)) for name in made.namespaces]
+    return frozenset(os.stat(place).st_ino for place in places)  # noqa: PTH116
 
 
 def _pair(subject: _Subject, generator: random.Random, measure: Callable[[Route], T]) -> tuple[T, T]:
@@ -270,6 +301,12 @@ def paired(pairs: Sequence[tuple[float, float]]) -> Ratio:
     return Ratio(quantile(ratios, 0.5) if ratios else float("nan"), robust.median_interval(ratios))
 
 
+def cpu(slices: Sequence[Slice]) -> float | None:
+    """CPU ns of the machine for each unit of `Slice.cpu_ns`, over all slices: a single one lasts for few of the kernel's ticks."""
+    units = sum(each.units for each in slices)
+    return sum(each.busy_ns for each in slices) / units if len(slices) >= LEAST_SLICES and units else None
+
+
 def _result(subject: _Subject) -> ModeResult:
     ours, new = _pooled(subject, plan.PATH, plan.ESTABLISHED), _pooled(subject, plan.PATH, plan.NEW)
     theirs = _pooled(subject, plan.UNDERLAY, plan.ESTABLISHED)
@@ -283,7 +320,8 @@ def _result(subject: _Subject) -> ModeResult:
         ),
         None,
     )
-    cpu = [one.cpu_ns / other.cpu_ns for one, other in subject.streams if one.cpu_ns and other.cpu_ns]
+    bytes_cpu, host_bytes_cpu = (cpu([pair[side] for pair in subject.streams]) for side in (0, 1))
+    packet_cpu, host_packet_cpu = (cpu([pair[side] for pair in subject.datagrams]) for side in (0, 1))
     return ModeResult(
         mode=subject.mode.name,
         summary=subject.mode.summary,
@@ -298,7 +336,9 @@ def _result(subject: _Subject) -> ModeResult:
         tcp_bits_per_second=statistics.median(one.bits_per_second for one, _ in subject.streams),
         tcp_ratio=paired([(one.bits_per_second, other.bits_per_second) for one, other in subject.streams]),
         tcp_to_hostgw=None,
-        cpu_ratio=statistics.median(cpu) if cpu else None,
+        cpu_ratio=bytes_cpu / host_bytes_cpu if bytes_cpu and host_bytes_cpu else None,
+        packet_cpu_ns=packet_cpu,
+        packet_cpu_ratio=packet_cpu / host_packet_cpu if packet_cpu and host_packet_cpu else None,
         encap_bytes=first.encap_bytes if first else None,
         encap_ns=_sum(established, "encap", "decap"),
         nat_established_ns=_sum(established, "nat"),
@@ -342,24 +382,34 @@ WIDEST = 0.2
 """An interval of a loss that is wider, in parts of the whole, decides nothing."""
 
 
-def claims(results: Sequence[ModeResult]) -> tuple[Claim, ...]:
-    """The articles' claims about these datapaths, each with its verdict. Pure."""
+def claims(results: Sequence[ModeResult], skipped: Mapping[str, str] | None = None) -> tuple[Claim, ...]:
+    """The articles' claims about these datapaths, each with its verdict. `skipped` says why modes are not among the results. Pure."""
     found = {each.mode: each for each in results}
+    left_out = skipped or {}
     return (
-        _loss(found.get("flannel-vxlan"), "flannel-vxlan", "VXLAN loses 20-30 % of throughput", 0.20, 0.30),
-        _loss(found.get(HOST_GATEWAY), HOST_GATEWAY, "host-gw loses about 10 % of throughput", 0.05, 0.15),
-        _alike(found),
-        _worst(found),
-        _rewrites(found.get("docker")),
+        _loss(found, left_out, "flannel-vxlan", "VXLAN loses 20-30 % of throughput", 0.20, 0.30),
+        _loss(found, left_out, HOST_GATEWAY, "host-gw loses about 10 % of throughput", 0.05, 0.15),
+        _alike(found, left_out),
+        _worst(found, left_out),
+        _rewrites(found, left_out),
     )
 
 
-def _loss(result: ModeResult | None, mode: str, claim: str, least: float, most: float) -> Claim:
+def _bounds(ratio: Ratio) -> Interval:
+    return ratio.ci95 or (ratio.value, ratio.value)
+
+
+def _absent(mode: str, skipped: Mapping[str, str]) -> str:
+    return f"{mode} was left out: {skipped[mode]}" if mode in skipped else f"{mode} was not among the modes"
+
+
+def _loss(found: Mapping[str, ModeResult], skipped: Mapping[str, str], mode: str, claim: str, least: float, most: float) -> Claim:
     """Fails where the interval of the measured loss and the claimed one do not meet; holds where they do and the former is narrow."""
+    result = found.get(mode)
     if result is None:
-        return Claim(mode, claim, "", UNKNOWN, f"{mode} was not among the modes")
+        return Claim(mode, claim, "", UNKNOWN, _absent(mode, skipped))
     loss = 1 - result.tcp_ratio.value
-    low, high = (1 - result.tcp_ratio.ci95[1], 1 - result.tcp_ratio.ci95[0]) if result.tcp_ratio.ci95 else (loss, loss)
+    low, high = sorted(1 - bound for bound in _bounds(result.tcp_ratio))
     verdict = FAILS if low > most or high < least else HOLDS if high - low <= WIDEST else UNDECIDED
     measured = f"TCP throughput {-loss:+.0%} [{-high:+.0%}, {-low:+.0%}], round trip {result.rtt_ratio.value - 1:+.0%}"
     basis = f"against host sockets on the same fabric; {CAVEAT}"
@@ -371,48 +421,52 @@ def _loss(result: ModeResult | None, mode: str, claim: str, least: float, most: 
     return Claim(mode, claim, measured, verdict, basis)
 
 
-def _alike(found: Mapping[str, ModeResult]) -> Claim:
+def _alike(found: Mapping[str, ModeResult], skipped: Mapping[str, str]) -> Claim:
+    """Holds where both figures are alike, fails where one of them can't be by its interval."""
     claim = "IPIP costs as much as VXLAN"
-    pair = next(
-        (pair for pair in (("calico-ipip", "calico-vxlan"), ("flannel-ipip", "flannel-vxlan")) if set(pair) <= found.keys()), None
-    )
+    pairs = (("calico-ipip", "calico-vxlan"), ("flannel-ipip", "flannel-vxlan"))
+    pair = next((pair for pair in pairs if set(pair) <= found.keys()), None)
     if pair is None:
-        return Claim("calico-ipip", claim, "", UNKNOWN, "needs labs of both, and a kernel with ipip for the one")
+        missing = next((mode for mode in pairs[0] if mode not in found and mode in skipped), None)
+        why = _absent(missing, skipped) if missing else "needs labs of both, and a kernel with ipip for the one"
+        return Claim("calico-ipip", claim, "", UNKNOWN, why)
     ours, theirs = found[pair[0]], found[pair[1]]
-    rtt, tcp = ours.rtt_ratio.value / theirs.rtt_ratio.value, ours.tcp_ratio.value / theirs.tcp_ratio.value
+    sides = ((ours.rtt_ratio, theirs.rtt_ratio), (ours.tcp_ratio, theirs.tcp_ratio))
+    rtt, tcp = (mine.value / other.value for mine, other in sides)
+    spans = [(_bounds(mine)[0] / _bounds(other)[1], _bounds(mine)[1] / _bounds(other)[0]) for mine, other in sides]
+    unlike = any(low > 1 + ALIKE or high < 1 - ALIKE for low, high in spans)
+    alike = max(abs(rtt - 1), abs(tcp - 1)) <= ALIKE
     measured = f"{pair[0]} over {pair[1]}: round trip {rtt - 1:+.0%}, TCP throughput {tcp - 1:+.0%}"
-    holds = max(abs(rtt - 1), abs(tcp - 1)) <= ALIKE
-    return Claim(
-        pair[0], claim, measured, HOLDS if holds else FAILS, f"alike: within {ALIKE:.0%}, each over its own host sockets; {CAVEAT}"
-    )
+    verdict = FAILS if unlike else HOLDS if alike else UNDECIDED
+    return Claim(pair[0], claim, measured, verdict, f"alike: within {ALIKE:.0%}, each over its own host sockets; {CAVEAT}")
 
 
-def _worst(found: Mapping[str, ModeResult]) -> Claim:
+def _worst(found: Mapping[str, ModeResult], skipped: Mapping[str, str]) -> Claim:
+    """Holds where the intervals lie beyond those of every other mode, fails where those of another lie beyond them."""
     mode, claim = "flannel-udp", "Flannel's UDP mode is the slowest of all"
     mine = found.get(mode)
     others = [each for each in found.values() if each.mode != mode]
     if mine is None or not others:
-        return Claim(mode, claim, "", UNKNOWN, f"needs {mode} and another mode")
+        return Claim(mode, claim, "", UNKNOWN, f"needs {mode} and another mode" if mine else _absent(mode, skipped))
     slowest = max(others, key=lambda each: each.rtt_ratio.value)
     poorest = min(others, key=lambda each: each.tcp_ratio.value)
-    holds = mine.rtt_ratio.value > slowest.rtt_ratio.value and mine.tcp_ratio.value < poorest.tcp_ratio.value
+    (early, late), (least, most) = _bounds(mine.rtt_ratio), _bounds(mine.tcp_ratio)
+    beaten = [each for each in others if _bounds(each.rtt_ratio)[0] > late or _bounds(each.tcp_ratio)[1] < least]
+    beyond = all(_bounds(each.rtt_ratio)[1] < early and _bounds(each.tcp_ratio)[0] > most for each in others)
     measured = (
-        f"round trip {mine.rtt_ratio.value:.2f}x host sockets, the next is {slowest.mode} with {slowest.rtt_ratio.value:.2f}x; "
-        f"TCP throughput {mine.tcp_ratio.value:.3f}x, next {poorest.mode} with {poorest.tcp_ratio.value:.2f}x"
+        f"round trip {mine.rtt_ratio.value:.2f}x host sockets, the slowest other is {slowest.mode} with {slowest.rtt_ratio.value:.2f}x; "
+        f"TCP throughput {mine.tcp_ratio.value:.3f}x, the lowest other is {poorest.mode} with {poorest.tcp_ratio.value:.3f}x"
     )
-    return Claim(
-        mode,
-        claim,
-        measured,
-        HOLDS if holds else FAILS,
-        f"lab relay, not flanneld: a C program of the lab's carries the packets; {CAVEAT}",
-    )
+    verdict = FAILS if beaten else HOLDS if beyond else UNDECIDED
+    basis = f"lab relay, not flanneld: a C program of the lab's carries the packets; {CAVEAT}"
+    return Claim(mode, claim, measured, verdict, basis)
 
 
-def _rewrites(result: ModeResult | None) -> Claim:
+def _rewrites(found: Mapping[str, ModeResult], skipped: Mapping[str, str]) -> Claim:
     claim = "Docker's NAT rewrites addresses three times on the way"
+    result = found.get("docker")
     if result is None or result.translations is None:
-        return Claim("docker", claim, "", UNKNOWN, "docker was not among the modes")
+        return Claim("docker", claim, "", UNKNOWN, _absent("docker", skipped) if result is None else "no rewrites could be counted")
     return Claim(
         "docker",
         claim,

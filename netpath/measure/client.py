@@ -1,6 +1,7 @@
-"""Sends streams and pings from inside a namespace: ``python -m netpath.measure.client REQUEST``, JSON in, JSON out.
+"""Sends streams and pings from inside a namespace, as often as it is asked to.
 
-A process of its own because a network namespace is entered for good. Started by `netpath.measure.load`.
+`Sender` is the parent's side; the process is ``python -m netpath.measure.client FD PATH``, answers each line of JSON with one, and
+ends when its parent does. It stays because to start it anew takes longer than most of what it is asked for.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from netpath.errors import NetpathError
+from netpath.measure.helper import READY_SECONDS, Helper
 from netpath.measure.station import SINK
 from netpath.setns import enter_path
 
@@ -22,6 +26,38 @@ TIMEOUT = 2.0
 _CHUNK = 1 << 18
 _BATCH = 32
 """Datagrams between two looks at the clock."""
+_READY = b"\n"
+
+
+class Sender(Helper):
+    """A sender in the namespace at `path`, for the length of a `with` block. Raises NetpathError."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("netpath.measure.client", [path], "the load's sender")
+        self.path = path
+
+    def _ready(self) -> bool:
+        return self.receive(len(_READY)) == _READY
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """What came of a request that takes at most `seconds`, if it says so, and else a while. Raises NetpathError with its reason."""
+        self.channel.settimeout(READY_SECONDS + request.get("seconds", 0.0))
+        answer = b""
+        try:
+            self.channel.sendall(json.dumps(request).encode() + b"\n")
+            while not answer.endswith(b"\n"):
+                more = self.channel.recv(1 << 16)
+                if not more:
+                    break
+                answer += more
+        except (TimeoutError, ConnectionError):
+            answer = b""
+        if not answer.endswith(b"\n"):
+            raise NetpathError("the load's sender ended unexpectedly")
+        result: dict[str, Any] = json.loads(answer)
+        if "error" in result:
+            raise NetpathError(f"the load's sender to {request['address']}:{request['port']} failed: {result['error']}")
+        return result
 
 
 def busy_ns() -> int:
@@ -84,13 +120,23 @@ def _socket(request: dict[str, Any], kind: socket.SocketKind) -> socket.socket:
     return sock
 
 
-def main() -> None:
-    request = json.loads(sys.argv[1])
-    if request["cpu"] is not None:
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    try:
         os.sched_setaffinity(0, {request["cpu"]})
-    enter_path(request["netns"])
-    result = pings(request) if request["what"] == "pings" else stream(request)
-    sys.stdout.write(json.dumps(result))
+        return pings(request) if request["what"] == "pings" else stream(request)
+    except OSError as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def main() -> None:
+    descriptor, path = sys.argv[1:]
+    enter_path(path)
+    with contextlib.suppress(ConnectionError), socket.socket(fileno=int(descriptor)) as channel, channel.makefile("rw") as lines:
+        lines.write(_READY.decode())
+        lines.flush()
+        for line in lines:  # until the parent is gone
+            lines.write(json.dumps(answer(json.loads(line))) + "\n")
+            lines.flush()
 
 
 if __name__ == "__main__":

@@ -7,20 +7,18 @@ threads are in it, and so is whatever else runs meanwhile, which is why slices a
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from netpath.errors import NetpathError
 from netpath.measure import robust
+from netpath.measure.client import Sender
 from netpath.measure.robust import Interval
 from netpath.measure.station import Station, Swallowed
 from netpath.model.snapshot import DeviceId
@@ -38,10 +36,9 @@ CPU_SOURCE = "/proc/stat: all of the machine but idle, ticks of 10 ms"
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """From a namespace to a station, by the addresses that the sender uses (which may be translated on the way)."""
+    """From a sender to a station, by the addresses that the sender uses (which may be translated on the way)."""
 
-    netns: str
-    """The file of the sender's namespace."""
+    sender: Sender
     station: Station
     udp: tuple[str, int]
     tcp: tuple[str, int]
@@ -64,10 +61,14 @@ class Slice:
         return self.received_bytes * 8 / self.seconds
 
     @property
+    def units(self) -> float:
+        """What arrived: datagrams, or of a TCP stream 1000 bytes."""
+        return self.packets if self.packets is not None else self.received_bytes / 1000
+
+    @property
     def cpu_ns(self) -> float | None:
-        """Of the machine, for each datagram, or for each 1000 bytes of a TCP stream; None when nothing arrived."""
-        units = self.packets if self.packets is not None else self.received_bytes / 1000
-        return self.busy_ns / units if units else None
+        """Of the machine, for each unit; None when nothing arrived."""
+        return self.busy_ns / self.units if self.units else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +99,11 @@ def pings(route: Route, count: int, size: int = 64) -> list[float]:
     """UDP round trips in ns, both ends on one core where there are several. Raises NetpathError when nothing is answered."""
     cpu = _cpus()[-1]
     _pin(route.station, cpu)
-    result = _run(route, {"what": "pings", "count": count, "size": size, "address": route.udp[0], "port": route.udp[1], "cpu": cpu})
+    result = route.sender.ask(
+        {"what": "pings", "count": count, "size": size, "address": route.udp[0], "port": route.udp[1], "cpu": cpu}
+    )
     if not result["times_ns"]:
-        raise NetpathError(f"{route.udp[0]}:{route.udp[1]} did not answer UDP from {route.netns}")
+        raise NetpathError(f"{route.udp[0]}:{route.udp[1]} did not answer UDP from {route.sender.path}")
     return [float(value) for value in result["times_ns"]]
 
 
@@ -119,7 +122,7 @@ def stream(route: Route, protocol: str, seconds: float, *, size: int = 1400, rat
         "address": address,
         "port": port,
     }
-    result = _run(route, {**request, "cpu": cpus[-1]})
+    result = route.sender.ask({**request, "cpu": cpus[-1]})
     after = _settled(route.station)
     if protocol == "tcp":
         return Slice(result["seconds"], after.stream_bytes - before.stream_bytes, None, None, result["busy_ns"])
@@ -150,18 +153,6 @@ def _pin(station: Station, cpu: int) -> None:
         os.sched_setaffinity(station.pid, {cpu})
     except OSError as error:
         raise NetpathError("the receiver ended unexpectedly") from error
-
-
-def _run(route: Route, request: Mapping[str, Any]) -> dict[str, Any]:
-    words = [sys.executable, "-m", "netpath.measure.client", json.dumps({**request, "netns": route.netns})]
-    done = subprocess.run(words, capture_output=True, stdin=subprocess.DEVNULL, text=True, process_group=0, check=False)
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()
-        raise NetpathError(
-            f"the load's sender to {request['address']}:{request['port']} failed: {lines[-1] if lines else done.returncode}"
-        )
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
 
 
 def load(
@@ -235,7 +226,8 @@ def beside(done: Measurement, underlay: Underlay | None, seconds: float) -> tupl
 
         def route(source: int, target: int, to: str) -> Route:
             station = stack.enter_context(Station(_entry(index, target), to))
-            return Route(_entry(index, source), station, (to, station.udp), (to, station.tcp))
+            sender = stack.enter_context(Sender(_entry(index, source)))
+            return Route(sender, station, (to, station.udp), (to, station.tcp))
 
         ours = route(flow.netns, inode, address)
         theirs = route(underlay.source, underlay.destination, underlay.address) if underlay is not None else None

@@ -47,6 +47,8 @@ class MeasureRequest:
     ttl: int = 64
     timeout: float = 1.0
     ring_bytes: int = 1 << 20
+    namespaces: frozenset[int] | None = None
+    """Read the state of these only (inodes), where no other can be on the way; None: of all on the machine."""
     load_seconds: float | None = None
     """Afterwards, with nothing armed, run streams for this long on each way and by each protocol; None: don't."""
 

@@ -108,7 +108,7 @@ def _probed(request: MeasureRequest, progress: Progress, tick: Tick) -> tuple[Me
         if protocol != "udp":
             injector.preload()
         progress(tracing.DISCOVERY)
-        snapshot = discover.take()
+        snapshot = discover.take(only=request.namespaces)
         source, destination, flow = tracing.aim(replace(asked, size=max(sizes[0], layout.MINIMUM_PAYLOAD)), protocol, snapshot)
         snapshot = discover.with_conntrack(snapshot, flow)
         index = SnapshotIndex(snapshot)

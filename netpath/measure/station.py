@@ -10,19 +10,17 @@ import contextlib
 import selectors
 import socket
 import struct
-import subprocess
 import sys
 from dataclasses import dataclass
-from types import TracebackType
 
 from netpath.errors import NetpathError
+from netpath.measure.helper import Helper
 from netpath.setns import enter_path
 
 _PORTS = struct.Struct("!HH")
 _COUNTS = struct.Struct("!QQQ")
 SINK = b"netpath:"
 """How a datagram begins that is counted and not echoed."""
-READY_SECONDS = 20.0
 _CHUNK = 1 << 18
 _AT_ONCE = 64
 """Datagrams taken before other sockets are looked at."""
@@ -37,86 +35,34 @@ class Swallowed:
     stream_bytes: int
 
 
-class Station:
+class Station(Helper):
     """A receiver in the namespace at `path`, for the length of a `with` block. Raises NetpathError.
 
     It is bound to `address` (empty: all of IPv4) and the ports asked for; 0: free ones, which are then in `udp` and `tcp`.
     """
 
     def __init__(self, path: str, address: str, *, udp: int = 0, tcp: int = 0) -> None:
-        self._path, self._address = path, address
-        self._channel: socket.socket | None = None
+        super().__init__(
+            "netpath.measure.station", [path, address, str(udp), str(tcp)], f"the receiver on {address or 'a workload'}"
+        )
         self.udp, self.tcp = udp, tcp
 
-    def __enter__(self) -> Station:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._channel = ours
-        with theirs:
-            words = [str(theirs.fileno()), self._path, self._address, str(self.udp), str(self.tcp)]
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "netpath.measure.station", *words],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                process_group=0,
-            )
-        ours.settimeout(READY_SECONDS)
-        try:
-            answer = self._receive(_PORTS.size)
-        except BaseException:
-            self.close()
-            raise
-        if answer is None:
-            self._process.kill()
-            assert self._process.stderr is not None
-            lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
-            self.close()
-            raise NetpathError(
-                f"the receiver on {self._address or 'a workload'} did not start: {lines[-1] if lines else 'no reason given'}"
-            )
-        self.udp, self.tcp = _PORTS.unpack(answer)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+    def _ready(self) -> bool:
+        answer = self.receive(_PORTS.size)
+        if answer is not None:
+            self.udp, self.tcp = _PORTS.unpack(answer)
+        return answer is not None
 
     def swallowed(self) -> Swallowed:
-        """What it has counted by now."""
-        assert self._channel is not None
-        self._channel.sendall(b"?")
-        answer = self._receive(_COUNTS.size)
+        """What it has counted by now. Raises NetpathError when it has ended."""
+        try:
+            self.channel.sendall(b"?")
+            answer = self.receive(_COUNTS.size)
+        except ConnectionError:
+            answer = None
         if answer is None:
             raise NetpathError("the receiver ended unexpectedly")
         return Swallowed(*_COUNTS.unpack(answer))
-
-    def _receive(self, size: int) -> bytes | None:
-        assert self._channel is not None
-        got = b""
-        while len(got) < size:
-            try:
-                more = self._channel.recv(size - len(got))
-            except (TimeoutError, ConnectionError):
-                return None
-            if not more:
-                return None
-            got += more
-        return got
-
-    def close(self) -> None:
-        """End the process; its sockets go with it."""
-        assert self._channel is not None
-        self._channel.close()
-        try:
-            self._process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stderr is not None:
-            self._process.stderr.close()
 
 
 class Server:

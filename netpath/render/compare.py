@@ -26,28 +26,32 @@ _COST = (
     "x HOST",
     "x HOST-GW",
     "CPU x HOST",
+    "CPU/PACKET",
+    "x HOST",
 )
 _WORK = ("MODE", "BYTES", "ENCAP", "NAT EST.", "NAT NEW", "REWRITES", "USER SPACE", "ROUTES/NODE", "WHERE THE MEAN GOES")
 _VERDICTS = {HOLDS: "good", FAILS: "bad"}
 _COLOURS = {
-    "encap": "#c0392b",
-    "decap": "#e67e22",
-    "bridge": "#2980b9",
-    "veth": "#7f8c8d",
-    "wire": "#95a5a6",
-    "route": "#16a085",
-    "conntrack": "#8e44ad",
-    "nat": "#d35400",
-    "filter": "#9b59b6",
-    "qdisc": "#34495e",
-    "socket": "#27ae60",
-    "userspace": "#f1c40f",
-    "ipvs": "#1abc9c",
-    "other": "#bdc3c7",
+    "socket": "#2ca02c",
+    "veth": "#8a8f94",
+    "bridge": "#1f77b4",
+    "route": "#17a398",
+    "conntrack": "#9467bd",
+    "nat": "#7b4b2a",
+    "filter": "#e377c2",
+    "ipvs": "#17becf",
+    "encap": "#d62728",
+    "decap": "#ff9f43",
+    "userspace": "#f2c80f",
+    "qdisc": "#2b3a55",
+    "wire": "#b9bec3",
+    "other": "#dfe3e6",
 }
+"""Also the order of a bar's parts: the same in every bar, so that one colour can be followed down the page."""
 LEGEND = (
     "ONE WAY: established flow, first device to receiver, probes' cost taken out; x HOST: over host sockets on the same fabric, measured in "
-    "turns; RTT: an application's ping-pong; CPU: of the whole machine for a byte of the TCP stream; NAT: - where no hook tells it apart"
+    "turns; RTT: an application's ping-pong; CPU: of the whole machine for a byte of the TCP stream, CPU/PACKET for each packet that a UDP "
+    "stream of 1400 bytes brings over; x HOST-GW: each over its own host sockets first; NAT: - where no hook tells it apart"
 )
 
 
@@ -84,6 +88,8 @@ def cost_rows(modes: Sequence[ModeResult]) -> list[list[str]]:
             _ratio(each.tcp_ratio),
             _factor(each.tcp_to_hostgw),
             _factor(each.cpu_ratio),
+            _time(each.packet_cpu_ns),
+            _factor(each.packet_cpu_ratio),
         ]
         for each in modes
     ]
@@ -136,16 +142,20 @@ def comparison_text(comparison: Comparison, screen: Screen) -> str:
         for text in (claim.measured, claim.basis):
             lines += fold(text, screen.width, first="  ", rest="    ") if text else []
     for mode, reason in comparison.skipped.items():
-        lines += fold(f"skipped {clean(mode)}: {clean(reason)}", screen.width, rest="  ")
-    partial = [each.mode for each in comparison.modes if not each.complete]
-    if partial:
-        lines += fold(f"PARTIAL: events were lost or hooks missing in {', '.join(partial)}", screen.width, rest="  ")
+        lines += fold(f"left out: {clean(mode)}: {clean(reason)}", screen.width, rest="  ")
+    for line in _partial(comparison):
+        lines += fold(line, screen.width, rest="  ")
     lines += fold(
         f"{comparison.rounds} rounds in random order, kernel {clean(comparison.kernel)}; {comparison.caveat}",
         screen.width,
         rest="  ",
     )
     return "\n".join(lines) + "\n"
+
+
+def _partial(comparison: Comparison) -> list[str]:
+    partial = [clean(each.mode) for each in comparison.modes if not each.complete]
+    return [f"PARTIAL: events were lost or hooks missing in {', '.join(partial)}"] if partial else []
 
 
 def comparison_markdown(comparison: Comparison) -> str:
@@ -158,7 +168,8 @@ def comparison_markdown(comparison: Comparison) -> str:
         disable_numparse=True,
     )
     lines = [cost, "", work, "", LEGEND, "", claims, ""]
-    lines += [f"Skipped {_cell(mode)}: {_cell(reason)}" for mode, reason in comparison.skipped.items()]
+    lines += [_cell(line) for line in _partial(comparison)]
+    lines += [f"Left out: {_cell(mode)}: {_cell(reason)}" for mode, reason in comparison.skipped.items()]
     lines.append(f"{comparison.rounds} rounds in random order, kernel {_cell(comparison.kernel)}; {comparison.caveat}.")
     return "\n".join(lines) + "\n"
 
@@ -187,8 +198,6 @@ th:first-child, td:first-child, .words td { text-align: left } .scroll { overflo
 def comparison_html(comparison: Comparison) -> str:
     """One page that needs nothing else: a stacked bar for each mode, the tables, the claims. Everything is escaped."""
     shown = [each for each in comparison.modes if each.stages]
-    longest = max((_total(each) for each in shown), default=1.0)
-    stages = sorted({stage.stage for each in shown for stage in each.stages})
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8"><title>netpath: datapaths compared</title>',
@@ -196,18 +205,12 @@ def comparison_html(comparison: Comparison) -> str:
         "<h1>Where the time goes</h1>",
         "<p>One way, established flow, 64 bytes of UDP, from the first device to the receiver: the mean, by stage.</p>",
     ]
-    for each in shown:
-        bar = "".join(
-            f'<span style="width:{100 * stage.ns / longest:.2f}%;background:{_colour(stage.stage)}" '
-            f'title="{_safe(stage.stage)} {_safe(duration(stage.ns))} ({stage.share:.0%})"></span>'
-            for stage in each.stages
-        )
-        name, time = _safe(each.mode), _safe(duration(_total(each)))
-        parts.append(
-            f'<div class="row"><div class="name">{name}</div><div class="bar">{bar}</div><div class="time">{time}</div></div>'
-        )
-    key = "".join(f'<i style="background:{_colour(stage)}"></i>{_safe(stage)}' for stage in stages)
+    present = {stage.stage for each in shown for stage in each.stages}
+    key = "".join(f'<i style="background:{_colour(stage)}"></i>{_safe(stage)}' for stage in sorted(present, key=_rank))
     parts.append(f'<p class="key">{key}</p>')
+    # A process in the way takes so much longer that on one scale nothing else could be seen.
+    parts += _bars([each for each in shown if not each.crossings], "")
+    parts += _bars([each for each in shown if each.crossings], "Through a process in user space, on a scale of its own")
     for columns, rows in ((_COST, cost_rows(comparison.modes)), (_WORK, work_rows(comparison.modes))):
         parts.append(f'<div class="scroll">{_table(columns, rows)}</div>')
     parts.append(f"<p><small>{_safe(LEGEND)}</small></p><h2>What is said, and what was measured here</h2>")
@@ -217,12 +220,35 @@ def comparison_html(comparison: Comparison) -> str:
         cells = "".join(f"<td>{_safe(text)}</td>" for text in (claim.claim, claim.measured))
         parts.append(f'<tr>{cells}<td class="{style}">{_safe(claim.verdict)}</td><td>{_safe(claim.basis)}</td></tr>')
     parts.append("</table>")
-    parts += [f"<p>Skipped {_safe(mode)}: {_safe(reason)}</p>" for mode, reason in comparison.skipped.items()]
+    parts += [f"<p>{_safe(line)}</p>" for line in _partial(comparison)]
+    parts += [f"<p>Left out: {_safe(mode)}: {_safe(reason)}</p>" for mode, reason in comparison.skipped.items()]
     parts.append(
         f"<p><small>{comparison.rounds} rounds in random order, kernel {_safe(comparison.kernel)}, {_safe(comparison.taken_at)}; "
         f"{_safe(comparison.caveat)}.</small></p></body></html>"
     )
     return "\n".join(parts) + "\n"
+
+
+def _bars(modes: Sequence[ModeResult], title: str) -> list[str]:
+    """A bar for each mode, the shortest first, all on one scale."""
+    longest = max((_total(each) for each in modes), default=0.0)
+    parts = [f"<h2>{_safe(title)}</h2>"] if title and modes else []
+    for each in sorted(modes, key=_total):
+        bar = "".join(
+            f'<span style="width:{100 * stage.ns / longest if longest else 0:.2f}%;background:{_colour(stage.stage)}" '
+            f'title="{_safe(stage.stage)} {_safe(duration(stage.ns))} ({stage.share:.0%})"></span>'
+            for stage in sorted(each.stages, key=lambda stage: _rank(stage.stage))
+        )
+        name, time = _safe(each.mode), _safe(duration(_total(each)))
+        parts.append(
+            f'<div class="row"><div class="name">{name}</div><div class="bar">{bar}</div><div class="time">{time}</div></div>'
+        )
+    return parts
+
+
+def _rank(stage: str) -> tuple[int, str]:
+    order = list(_COLOURS)
+    return (order.index(stage) if stage in order else len(order), stage)
 
 
 def _total(result: ModeResult) -> float:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from operator import itemgetter
 
 from netpath.model.path import Stats
 
@@ -18,6 +20,13 @@ def quantile(ordered: Sequence[float], q: float) -> float:
     low = int(position)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+@lru_cache(maxsize=8)
+def _resamples(count: int) -> tuple[Callable[[Sequence[float]], tuple[float, ...]], ...]:
+    """What takes each of the bootstrap's resamples from a sequence of so many values: a run asks for the same ones hundreds of times."""
+    generator = random.Random(count)
+    return tuple(itemgetter(*generator.choices(range(count), k=count)) for _ in range(BOOTSTRAP_ROUNDS))
 
 
 def summarise(values: Sequence[float], uncorrected: Sequence[float] | None = None) -> Stats | None:
@@ -34,8 +43,7 @@ def summarise(values: Sequence[float], uncorrected: Sequence[float] | None = Non
         half = statistics.NormalDist().inv_cdf(0.975) * statistics.stdev(ordered) / len(ordered) ** 0.5
         interval = (statistics.fmean(ordered) - half, statistics.fmean(ordered) + half)
     elif len(ordered) >= 3:
-        generator = random.Random(len(ordered))
-        means = sorted(statistics.fmean(generator.choices(ordered, k=len(ordered))) for _ in range(BOOTSTRAP_ROUNDS))
+        means = sorted(statistics.fmean(drawn(ordered)) for drawn in _resamples(len(ordered)))
         interval = (quantile(means, 0.025), quantile(means, 0.975))
     return Stats(
         count=len(ordered),

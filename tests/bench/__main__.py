@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("observer", "armed", "residual", "closure", "known")
+NAMES = ("observer", "armed", "residual", "closure", "known", "compare")
 
 
 def main(words: list[str]) -> int:

@@ -335,7 +335,10 @@ _MODE = obj(
     {
         **{name: must(TEXT) for name in ("mode", "summary", "real_parts")},
         **{name: maybe(NUMBER) for name in ("one_way_p50", "one_way_p99", "one_way_new_p50", "rtt_to_hostgw", "tcp_to_hostgw")},
-        **{name: maybe(NUMBER) for name in ("cpu_ratio", "encap_ns", "nat_established_ns", "nat_new_ns")},
+        **{
+            name: maybe(NUMBER)
+            for name in ("cpu_ratio", "packet_cpu_ns", "packet_cpu_ratio", "encap_ns", "nat_established_ns", "nat_new_ns")
+        },
         **{name: must(NUMBER) for name in ("rtt_p50", "tcp_bits_per_second")},
         **{name: maybe(INT) for name in ("encap_bytes", "translations", "crossings")},
         "one_way_ratio": maybe(_RATIO),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
+import signal
 import statistics
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,12 +19,14 @@ from netpath.errors import MissingError, NetpathError, UsageError
 from netpath.lab import compare
 from netpath.lab.compare import Claim, Comparison, ModeResult, Ratio
 from netpath.measure import load
+from netpath.measure.client import Sender
 from netpath.measure.load import Route, Slice
 from netpath.measure.result import StageShare
 from netpath.measure.station import Station
 from netpath.render.compare import comparison_html, comparison_markdown, comparison_text
 from netpath.render.measure import bits
 from netpath.render.text import Screen
+from tests.bench.compare import agreement
 from tests.cli import contract
 from tests.cli.command import netpath, one_line
 
@@ -42,6 +46,8 @@ def result(mode: str, *, rtt: float = 1.2, tcp: float = 0.9, spread: float = 0.0
         "tcp_ratio": Ratio(tcp, (tcp - spread, tcp + spread)),
         "tcp_to_hostgw": None,
         "cpu_ratio": 1.4,
+        "packet_cpu_ns": 9_000.0,
+        "packet_cpu_ratio": 1.6,
         "encap_bytes": 0,
         "encap_ns": None,
         "nat_established_ns": None,
@@ -78,6 +84,13 @@ def test_a_claimed_loss(tcp: float, spread: float, expected: str) -> None:
     assert ("than claimed by" in claim.measured) == (expected == "does not hold here")
 
 
+def test_what_was_left_out_is_said_with_its_reason() -> None:
+    said = {claim.mode: claim for claim in compare.claims([], {"docker": "no dockerd", "calico-ipip": "no kernel ipip"})}
+    assert said["docker"].basis == "docker was left out: no dockerd"
+    assert said["calico-ipip"].basis == "calico-ipip was left out: no kernel ipip"
+    assert said["flannel-vxlan"].basis == "flannel-vxlan was not among the modes"
+
+
 def test_how_far_a_claim_is_off() -> None:
     assert "less than claimed by 3%" in verdict([result("flannel-vxlan", tcp=0.85)], "flannel-vxlan").measured
     assert "more than claimed by 8%" in verdict([result("flannel-vxlan", tcp=0.60)], "flannel-vxlan").measured
@@ -90,6 +103,15 @@ def test_the_slowest_must_be_it_in_both() -> None:
     assert verdict([result("flannel-udp", rtt=4, tcp=0.1), *others], "flannel-udp").verdict == "holds here"
     assert verdict([result("flannel-udp", rtt=4, tcp=0.9), *others], "flannel-udp").verdict == "does not hold here"
     assert verdict([result("flannel-udp", rtt=4, tcp=0.1)], "flannel-udp").verdict == "not measured"
+    slower = verdict([result("flannel-udp", rtt=4, tcp=0.1), result("weave-sleeve", rtt=8, tcp=0.05)], "flannel-udp")
+    assert slower.verdict == "does not hold here" and "slowest other is weave-sleeve with 8.00x" in slower.measured
+    near = [result("flannel-udp", rtt=4, tcp=0.1, spread=0.05), result("weave-sleeve", rtt=3.95, tcp=0.12, spread=0.05)]
+    assert verdict(near, "flannel-udp").verdict == "undecided here"
+
+
+def test_alike_is_undecided_where_the_intervals_are_wide() -> None:
+    pair = [result("calico-ipip", rtt=1.7, tcp=0.8, spread=0.2), result("calico-vxlan", rtt=1.5, tcp=0.8, spread=0.2)]
+    assert verdict(pair, "calico-ipip").verdict == "undecided here"
 
 
 @pytest.mark.parametrize(
@@ -188,27 +210,56 @@ class _Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_escaped_and_needs_nothing_else() -> None:
-    text = comparison_html(made())
+def read(text: str) -> _Page:
     page = _Page()
     page.feed(text)
+    return page
+
+
+def widths(page: _Page) -> list[float]:
+    styles = [attrs["style"] or "" for tag, attrs in page.seen if tag == "span"]
+    return [float(found[1]) for style in styles if (found := re.search(r"width:([\d.]+)%", style))]
+
+
+def test_the_page_is_whole_escaped_and_needs_nothing_else() -> None:
+    text = comparison_html(made())
+    page = read(text)
     assert page.open == []
     assert "script" not in {tag for tag, _ in page.seen} and "\x1b" not in text
     assert not [attrs for _, attrs in page.seen if {"src", "href"} & attrs.keys()] and "url(" not in text and "@import" not in text
     bars = [attrs for tag, attrs in page.seen if tag == "span"]
     assert len(bars) == 6
-    widths = [float(re.search(r"width:([\d.]+)%", attrs["style"] or "")[1]) for attrs in bars]  # type: ignore[index]
-    assert widths == [70, 30, 60, 40, 60, 40]
+    # The third mode goes through a process: its bar has a scale of its own.
+    assert widths(page) == [70, 30, 60, 40, 60, 40]
+    assert "PARTIAL" not in text
+
+
+def test_bars_are_in_order_of_length_and_their_parts_in_one_order() -> None:
+    short = (StageShare("other", 1000.0, 0.25), StageShare("encap", 2000.0, 0.5), StageShare("bridge", 1000.0, 0.25))
+    long = (StageShare("bridge", 6000.0, 0.75), StageShare("encap", 2000.0, 0.25))
+    slow = (StageShare("userspace", 90_000.0, 1.0),)
+    modes = (result("long", stages=long), result("short", stages=short), result("slow", stages=slow, crossings=1))
+    text = comparison_html(made(modes=modes))
+    assert text.index(">short<") < text.index(">long<") < text.index("user space, on a scale of its own") < text.index(">slow<")
+    assert widths(read(text)) == [12.5, 25, 12.5, 75, 25, 100]
+    titles = [attrs["title"] for tag, attrs in read(text).seen if tag == "span"]
+    assert [(title or "").split()[0] for title in titles] == ["bridge", "encap", "other", "bridge", "encap", "userspace"]
+    empty = read(comparison_html(made(modes=(result("none", stages=()),))))
+    assert widths(empty) == []
+
+
+def test_every_form_says_what_is_partial() -> None:
+    partial = made(modes=tuple(replace(each, complete=each.mode != "flannel-hostgw") for each in made().modes))
+    for text in (comparison_text(partial, Screen(False, 200)), comparison_markdown(partial), comparison_html(partial)):
+        assert "PARTIAL: events were lost or hooks missing in flannel-hostgw" in text
 
 
 def test_the_table_says_what_is_not_known() -> None:
     screen = Screen(False, 200)
     text = comparison_text(made(), screen)
-    assert "\x1b" not in text and "skipped docker" in text and "PARTIAL" not in text
+    assert "\x1b" not in text and "left out: docker" in text and "PARTIAL" not in text
     (vxlan,) = [line for line in text.splitlines() if line.startswith("flannel-vxlan") and "+50" in line]
     assert vxlan.split()[:8] == ["flannel-vxlan", "+50", "4.00", "µs", "-", "-", "0", "0"]
-    partial = made(modes=tuple(replace(each, complete=each.mode != "flannel-hostgw") for each in made().modes))
-    assert "PARTIAL: events were lost or hooks missing in flannel-hostgw" in comparison_text(partial, screen)
 
 
 def test_markdown_keeps_its_columns() -> None:
@@ -216,7 +267,7 @@ def test_markdown_keeps_its_columns() -> None:
     assert "<script>" not in text
     for line in text.splitlines():
         if line.startswith("| flannel"):
-            assert line.replace("\\|", "").count("|") in (10, 13)
+            assert line.replace("\\|", "").count("|") in (10, 15)
 
 
 @pytest.mark.parametrize(
@@ -228,6 +279,13 @@ def test_bits(value: float, text: str) -> None:
 
 def slice_of(gigabits: float, *, packets: int | None = None, busy: int = 10**9) -> Slice:
     return Slice(1.0, int(gigabits * 1e9 / 8), packets, None if packets is None else 0.25, busy)
+
+
+def test_cpu_time_is_that_of_all_slices_together() -> None:
+    """One slice lasts for few ticks of the kernel's: a median of such would jump by tens of percent."""
+    slices = [slice_of(1, packets=1000, busy=ticks * 10**7) for ticks in (1, 2, 1, 2)]
+    assert compare.cpu(slices) == pytest.approx(15_000)
+    assert compare.cpu(slices[:2]) is None and compare.cpu([slice_of(0, packets=0)] * 4) is None
 
 
 def test_a_load_is_the_medians_of_its_slices() -> None:
@@ -250,8 +308,8 @@ def there() -> Iterator[lab.Lab]:
 @pytest.mark.root
 def test_what_is_sent_is_counted(there: lab.Lab) -> None:
     pod = there.pod("pod2a")
-    with Station(pod.path, pod.address) as station:
-        route = Route(there.pod("pod1a").path, station, (pod.address, station.udp), (pod.address, station.tcp))
+    with Station(pod.path, pod.address) as station, Sender(there.pod("pod1a").path) as sender:
+        route = Route(sender, station, (pod.address, station.udp), (pod.address, station.tcp))
         times = load.pings(route, 50)
         assert len(times) == 50 and 1_000 < statistics.median(times) < 50_000_000
         assert station.swallowed().datagrams == 0  # pings are answered, not swallowed
@@ -265,12 +323,22 @@ def test_what_is_sent_is_counted(there: lab.Lab) -> None:
 @pytest.mark.root
 def test_nobody_there(there: lab.Lab) -> None:
     pod = there.pod("pod2a")
-    with Station(pod.path, pod.address) as station:
-        route = Route(there.pod("pod1a").path, station, (pod.address, 9), (pod.address, 9))
+    with Station(pod.path, pod.address) as station, Sender(there.pod("pod1a").path) as sender:
+        route = Route(sender, station, (pod.address, 9), (pod.address, 9))
         with pytest.raises(NetpathError, match=re.escape(f"{pod.address}:9")):
             load.pings(route, 5)
         with pytest.raises(NetpathError, match="refused"):
             load.stream(route, "tcp", 0.1)
+        # It is still there, and of use.
+        assert load.pings(replace(route, udp=(pod.address, station.udp)), 5)
+        os.kill(sender.pid, signal.SIGKILL)
+        with pytest.raises(NetpathError, match="sender ended"):
+            load.pings(replace(route, udp=(pod.address, station.udp)), 5)
+        os.kill(station.pid, signal.SIGKILL)
+        with pytest.raises(NetpathError, match="receiver ended"):
+            station.swallowed()
+    with pytest.raises(NetpathError, match="sender did not start"):
+        Sender("/run/netns/nptnosuch").__enter__()
     with pytest.raises(NetpathError, match=r"10\.99\.99\.99 did not start"):
         Station(pod.path, "10.99.99.99").__enter__()
 
@@ -305,3 +373,26 @@ def test_two_modes() -> None:
 
 def test_a_mode_that_does_not_exist() -> None:
     assert "'nosuch'" in one_line(netpath("lab", "compare", "nosuch"), 2)
+
+
+def run_of(**ratios: tuple[float, float, float]) -> dict[str, Any]:
+    modes = []
+    for mode, (low, value, high) in ratios.items():
+        ratio = {"value": value, "ci95": [low, high]}
+        modes.append({"mode": mode, "one_way_ratio": None, "rtt_ratio": ratio, "tcp_ratio": {"value": value, "ci95": None}})
+    return {"modes": modes, "claims": [{"claim": "it is slow", "verdict": "holds here"}]}
+
+
+def test_two_runs_are_held_against_each_other() -> None:
+    first = run_of(a=(1.0, 1.1, 1.2), b=(1.3, 1.4, 1.5), c=(1.45, 1.6, 1.7), gone=(1, 1, 1))
+    second = run_of(a=(1.6, 1.7, 1.8), b=(1.3, 1.45, 1.5), c=(1.55, 1.6, 1.65))
+    found = agreement(first, second)
+    assert found["modes"] == ["a", "b", "c"] and found["in_one_run_only"] == ["gone"]
+    rtt = found["rtt_ratio"]
+    assert (rtt["within_limit"], rtt["of"], rtt["beyond_limit"], rtt["worst"]) == (2, 3, ["a"], "a")
+    assert rtt["worst_change"] == pytest.approx(1.7 / 1.1 - 1)
+    # a and c can be told apart in the first run only, b and c in the second only.
+    assert (rtt["pairs_told_apart_in_both"], rtt["pairs_in_another_order"]) == (1, [["a", "b"]])
+    # Without intervals nothing can be told apart, and a figure that is in neither run is not compared.
+    assert found["tcp_ratio"]["pairs_told_apart_in_both"] == 0 and found["one_way_ratio"]["of"] == 0
+    assert found["claims"] == {"it is slow": ["holds here", "holds here"]}

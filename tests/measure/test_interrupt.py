@@ -43,7 +43,7 @@ def command_of(pid: int) -> str:
         return ""
 
 
-def interrupted(words: list[str], when: Callable[[int], bool]) -> None:
+def interrupted(words: list[str], when: Callable[[int], bool], how: signal.Signals = signal.SIGINT) -> None:
     """Run netpath, interrupt it alone as soon as `when` (given its pid) is true, and look at what is left."""
     process = subprocess.Popen(
         [*NETPATH, *words],
@@ -59,7 +59,7 @@ def interrupted(words: list[str], when: Callable[[int], bool]) -> None:
         while not when(process.pid):
             assert process.poll() is None and time.monotonic() < end, process.stderr and process.stderr.read()
         below = children(process.pid)
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, how)
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
@@ -78,7 +78,9 @@ def test_a_measurement(module: str) -> None:
         interrupted([*words, *(["-c", "5"] if module.endswith("client") else ["-c", "5000"])], runs(module))
 
 
-def test_a_comparison() -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_comparison(how: signal.Signals) -> None:
+    """By a terminal, by a timeout, by the end of the session that it runs in."""
     before = {each.name for each in lab.list_labs()}
     mine: set[str] = set()
 
@@ -87,5 +89,5 @@ def test_a_comparison() -> None:
         mine.update(there)
         return bool(there) and runs("netpath.probe.sender")(pid)
 
-    interrupted(["lab", "compare", "ptp", "--rounds", "50"], measuring)
+    interrupted(["lab", "compare", "ptp", "--rounds", "50"], measuring, how)
     assert mine and not mine & {each.name for each in lab.list_labs()}
