@@ -9,7 +9,7 @@ import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from netpath.netfilter import nat
+from netpath.netfilter import fib, nat
 from netpath.netfilter.sets import Sets
 from netpath.netfilter.types import HookContext, PacketState
 from netpath.netfilter.words import packet_type as words_of_packet
@@ -449,6 +449,7 @@ MODULES = frozenset(
         "hl",
         "sctp",
         "udplite",
+        "rpfilter",
     }
 )
 """Match modules that are understood, for the documentation and its test."""
@@ -486,8 +487,8 @@ def _parts(words: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 
 def _build(module: str, words: list[str], found: list[Match]) -> None:
-    if module in ("recent", "addrtype"):
-        found += _recents(words) if module == "recent" else _address_types(words)
+    if module in _WHOLE:
+        found += _WHOLE[module](words)
         return
     if module and module not in MODULES:
         raise Misunderstood(f"match {' '.join([module, *words])[:120]}")
@@ -502,6 +503,19 @@ def _build(module: str, words: list[str], found: list[Match]) -> None:
             continue
         match = negated(match) if negate else match
         found.append(_of_connection(match, asks_state) if module in _OF_CONNECTION and word != "--ctstate" else match)
+
+
+def _reverse_path(words: list[str]) -> list[Match]:
+    odd = set(words) - {"--loose", "--validmark", "--accept-local", "--invert"}
+    if odd:
+        raise Misunderstood(f"match rpfilter {' '.join(sorted(odd))[:120]}")
+    loose, use_mark, accept_local, invert = (option in words for option in ("--loose", "--validmark", "--accept-local", "--invert"))
+
+    def test(scene: Scene) -> Answer:
+        passes = fib.passes_reverse_path(scene.packet, scene.context, loose=loose, use_mark=use_mark, accept_local=accept_local)
+        return passes != invert
+
+    return [test]
 
 
 _OF_CONNECTION = ("conntrack", "connmark")
@@ -521,6 +535,14 @@ def _recents(words: list[str]) -> list[Match]:
     seen = operations[0] == "--set"
     wanted = seen != (at > 0 and words[at - 1] == "!")
     return [lambda scene: wanted]
+
+
+_WHOLE: Mapping[str, Callable[[list[str]], list[Match]]] = {
+    "recent": _recents,
+    "addrtype": _address_types,
+    "rpfilter": _reverse_path,
+}
+"""Modules whose options mean something together only."""
 
 
 def _one(word: str, words: list[str], module: str) -> Match | None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from netpath.model.path import RuleRef
-from netpath.netfilter import nat, render_nft, words
+from netpath.netfilter import fib, nat, render_nft, words
 from netpath.netfilter.state import DEPTH, Result, State, end_of_chain
 from netpath.netfilter.types import HOOKS, HookContext, PacketState
 
@@ -526,7 +526,7 @@ class Native:
         value = reader(inner, env)
         if value is None:
             raise Unsure(f"{render_nft.expression(body)}, which is not known,")
-        return [(1.0, value)]
+        return value if isinstance(value, list) else [(1.0, value)]
 
     def _match(self, body: Mapping[str, Any], env: Env) -> float:
         """The probability that a match holds."""
@@ -544,6 +544,8 @@ class Native:
             if op not in ("==", "!=", "in"):
                 raise Unsure(f"comparison {op} with a set")
             return inside != (op == "!=")
+        if isinstance(right, bool) and isinstance(left, dict) and "fib" in left:
+            return bool(value) == (right != (op == "!="))
         if isinstance(right, bool):
             raise Unsure(f"whether {render_nft.expression(left)} exists")
         if isinstance(right, list) or op in ("in", "!"):
@@ -620,7 +622,7 @@ class Native:
 def scalar(text: str, kind: str | None) -> Any:
     """A word as the value it stands for in an expression of a kind."""
     if kind == "iface":
-        return text
+        return "" if text == "0" else text
     table = words.NAMES.get(kind or "")
     if table is not None and text in table:
         return table[text]
@@ -846,7 +848,7 @@ def _reject(body: Any, family: int) -> str:
     return f"{kind}-{what}"
 
 
-# Readers: what an expression finds in a packet. None: not known.
+# Readers: what an expression finds in a packet. None: not known; a list: values with their probabilities.
 
 
 def _payload(body: Mapping[str, Any], env: Env) -> Any:
@@ -943,7 +945,18 @@ def _ct(body: Mapping[str, Any], env: Env) -> Any:
 def _fib(body: Mapping[str, Any], env: Env) -> Any:
     flags = body.get("flags", ())
     flags = {flags} if isinstance(flags, str) else set(flags)
-    if body.get("result") != "type" or not flags & {"saddr", "daddr"} or flags & {"mark"}:
+    if not flags & {"saddr", "daddr"}:
+        raise Unsure(render_nft.expression({"fib": body}))
+    if body.get("result") in ("oif", "oifname", "check"):
+        through = env.context.in_device if "iif" in flags else env.context.out_device if "oif" in flags else None
+        return fib.route_device(
+            env.packet,
+            env.context,
+            forward="daddr" in flags,
+            use_mark="mark" in flags,
+            through=through,
+        )
+    if body.get("result") != "type" or flags & {"mark"}:
         raise Unsure(render_nft.expression({"fib": body}))
     address = env.packet.src if "saddr" in flags else env.packet.dst
     device = env.context.in_device if "iif" in flags else env.context.out_device if "oif" in flags else None

@@ -71,6 +71,30 @@ class PacketState:
 
 
 @dataclass(frozen=True, slots=True)
+class FibQuestion:
+    """What a rule asks the routing tables, as a sender in the namespace would."""
+
+    destination: str
+    source: str | None
+    mark: int
+    tos: int
+    device: str | None = None
+    """IPv6: routes of this device only."""
+
+
+@dataclass(frozen=True, slots=True)
+class FibAnswer:
+    """The route that was found."""
+
+    type: str
+    """unicast, local, ...; ``none`` where there is no route, or one that refuses."""
+    devices: tuple[str, ...] = ()
+    """Every device that a next hop of it uses."""
+    chosen: tuple[tuple[float, str], ...] = ()
+    """(share, device): the next hop that a flow is given, IPv6."""
+
+
+@dataclass(frozen=True, slots=True)
 class HookContext:
     """Where the packet is, and what rules ask of the host around them."""
 
@@ -89,6 +113,9 @@ class HookContext:
     redirect_target: Callable[[str | None], str | None] = lambda device: None
     """(in device, None for local output) -> the address that REDIRECT sends to."""
     device_group: Callable[[str], int] = lambda device: 0
+    fib: Callable[[FibQuestion], FibAnswer] = lambda question: FibAnswer("none")
+    loopback: str | None = "lo"
+    """The name of the loopback device."""
     recall: Callable[[PacketState], Connection | None] = lambda packet: None
     """The connection that an earlier packet of the same exchange made here, if this one belongs to it; asked by conntrack, after raw."""
     is_local_socket: Callable[[PacketState], bool | None] = lambda packet: None

@@ -10,13 +10,13 @@ from shlex import quote
 from netpath.model.index import SnapshotIndex
 from netpath.model.path import AddressPair, Delivery, Drop, Hop, Path, RuleRef, Stage, Translation
 from netpath.model.snapshot import DeviceId, FlowTuple, Link, Namespace
-from netpath.netfilter.types import Connection, Evaluator, HookContext, HookOutcome, PacketState
+from netpath.netfilter.types import Connection, Evaluator, FibAnswer, FibQuestion, HookContext, HookOutcome, PacketState
 from netpath.predict import addresses as ip
 from netpath.predict.checks import inside
 from netpath.predict.host import EvaluatorFactory, Host
 from netpath.predict.neighbour import Resolver
 from netpath.predict.packet import Frame, Packet
-from netpath.predict.route import Query, kernel_version, lookup, select_address, select_source6
+from netpath.predict.route import Query, expand, kernel_version, lookup, select_address, select_source6
 from netpath.predict.segment import Learned, Segment
 
 MAX_HOPS = 400
@@ -396,6 +396,8 @@ class Engine:
             address_type=lambda address, device: address_type(host, address, device),
             masquerade_source=lambda device, destination: masquerade_source(host, device, destination, walk.mark),
             redirect_target=lambda device: redirect_target(host, device, packet.family),
+            fib=lambda question: fib(host, question),
+            loopback=host.loopback.name if host.loopback is not None else None,
             recall=lambda state: self._recall(walk, host, packet.after(state)),
             is_local_socket=lambda state: self.has_socket(host, packet.after(state), in_link),
         )
@@ -542,6 +544,30 @@ def address_type(host: Host, address: str, device: str | None) -> str:
         if number == 255 and family == 4:
             return "unicast"
     return "unicast"
+
+
+def fib(host: Host, question: FibQuestion) -> FibAnswer:
+    """What nft_fib and rpfilter are told: link states do not matter, nor does which of several next hops a flow would take.
+
+    Sources: net/ipv4/netfilter/{nft_fib_ipv4,ipt_rpfilter}.c, net/ipv6/netfilter/{nft_fib_ipv6,ip6t_rpfilter}.c.
+    """
+    wanted = host.by_name.get(question.device) if question.device is not None else None
+    query = Query(
+        family=ip.family_of(question.destination),
+        dst=question.destination,
+        src=question.source,
+        oif=wanted.ifindex if wanted is not None else None,
+        mark=question.mark,
+        tos=question.tos,
+        any_link=True,
+    )
+    found = lookup(host, query)
+    if found.error is not None or found.route is None:
+        return FibAnswer("none")
+    hops = [*(choice.nexthop for choice in found.choices), *(hop for _, hop in expand(host, found.route)[0])]
+    names = [host.links[hop.device].name for hop in hops if hop.device in host.links]
+    chosen = [(choice.share, host.links[choice.device].name) for choice in found.choices if choice.device in host.links]
+    return FibAnswer(found.type, tuple(dict.fromkeys(names)), tuple(chosen))
 
 
 def masquerade_source(host: Host, device: str, destination: str, mark: int = 0) -> str | None:

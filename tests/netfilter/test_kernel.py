@@ -296,6 +296,101 @@ def taken(bench: Bench) -> Snapshot:
     return snapshot
 
 
+SOURCES = {
+    "its own": "10.1.0.2",
+    "of another side": "10.3.0.50",
+    "of either side": "10.4.0.2",
+    "of nowhere": "10.7.0.1",
+    "refused": "10.5.0.1",
+    "of the router": "10.2.0.1",
+    "of this side by mark": "10.6.0.1",
+}
+"""Where the packets claim to come from that all come from the client."""
+REVERSE_PATH = {
+    "rpfilter": "-m rpfilter --invert",
+    "not inverted": "-m rpfilter",
+    "loose": "-m rpfilter --loose --invert",
+    "mark": "-m rpfilter --validmark --invert",
+    "local": "-m rpfilter --accept-local --invert",
+    "loose local": "-m rpfilter --loose --accept-local --invert",
+    "missing": "fib saddr . iif oif missing",
+    "exists": "fib saddr . iif oif exists",
+    "zero": "fib saddr . iif oif 0",
+    "marked": "fib saddr . mark . iif oif missing",
+    "any": "fib saddr oif missing",
+    "other": 'fib saddr oifname != "cl"',
+    "towards": 'fib daddr oif "s1"',
+    "forth": 'fib daddr oifname "s2"',
+}
+
+
+@pytest.mark.parametrize("words", REVERSE_PATH.values(), ids=list(REVERSE_PATH))
+def test_rules_that_ask_for_the_way_back(bench: Bench, reverse_path: None, words: str) -> None:
+    """Dropped by the rule or not: the same as predicted, for sources whose way back is this device, another, either or none."""
+    outcomes = set()
+    for language in ("nft", "legacy") if words.startswith("-m") else ("native",):
+        bench.load(_marking_and_dropping(words), language)
+        snapshot = taken(bench)
+        for what, four in SOURCES.items():
+            src, dst = bench.text(four), bench.text("10.2.0.2")
+            bench.drain()
+            bench.sport += 29
+            with bench._socket(bench.ends["cl"], socket.SOCK_DGRAM) as own:
+                own.bind((src, bench.sport))
+                own.sendto(b"x" * 10, (dst, 7777))
+                seen = bench.observe("udp", bench.sport, "cl")
+            flow = Flow(bench.ends["cl"].inode, dst, "udp", src, bench.sport, 7777, payload=10)
+            paths = predict(snapshot, flow).paths
+            assert not [path.uncertain for path in paths if path.uncertain], (what, language)
+            # Only of an IPv6 route over either device it can't be told which.
+            assert len(paths) == 1 or (bench.family == 6 and what == "of either side"), (what, language)
+            assert seen in [bench.said(path, flow) for path in paths], (what, language, paths[0].drop)
+            outcomes.add(seen.where)
+    assert outcomes >= {"drop", "s1"} or words in CONSTANT
+
+
+CONSTANT = (REVERSE_PATH["towards"], REVERSE_PATH["forth"])
+"""What does not depend on the source."""
+
+
+def _marking_and_dropping(words: str) -> rulesets.Ruleset:
+    """One rule that gives packets from 10.6.0.0/16 a mark, and one that drops what `words` match."""
+    return rulesets.Ruleset(
+        f"*mangle\n-A PREROUTING -s 10.6.0.0/16 -j MARK --set-mark 6\n-A PREROUTING -i cl {words} -j DROP\nCOMMIT\n",
+        "table ip t { chain c { type filter hook prerouting priority -150;"
+        f'ip saddr 10.6.0.0/16 meta mark set 6; iifname "cl" {words} drop; }}; }};\n',
+        "",
+    )
+
+
+@pytest.fixture(scope="module")
+def reverse_path(bench: Bench) -> Iterator[None]:
+    """Ways back over another device, over either of two, over none; one that only a mark leads to the client."""
+    ip = ("ip",) if bench.family == 4 else ("ip", "-6")
+    router, one = bench.router, bench.text
+    router.run(
+        *ip,
+        "route",
+        "add",
+        one("10.4.0.0/16"),
+        *f"nexthop via {one('10.3.0.2')} dev s2".split(),
+        *f"nexthop via {one('10.1.0.2')} dev cl".split(),
+    )
+    router.run(*ip, "route", "add", "blackhole", one("10.5.0.0/16"))
+    router.run(*ip, "route", "add", one("10.6.0.0/16"), "via", one("10.3.0.2"), "dev", "s2")
+    router.run(*ip, "route", "add", one("10.6.0.0/16"), "via", one("10.1.0.2"), "dev", "cl", "table", "66")
+    router.run(*ip, "rule", "add", "fwmark", "6", "lookup", "66", "priority", "66")
+    router.sysctl("net.ipv4.conf.all.accept_local", 1)
+    client = bench.ends["cl"]
+    held = [one(f"{address}/32") for address in SOURCES.values() if address != rulesets.CLIENT]
+    for address in held:
+        client.run(*ip, "addr", "add", address, "dev", "lo", *(("nodad",) if bench.family == 6 else ()))
+    yield
+    for address in held:
+        client.run(*ip, "addr", "del", address, "dev", "lo")
+    router.run(*ip, "rule", "del", "priority", "66")
+
+
 @pytest.mark.parametrize("language", ["native", "nft", "legacy"])
 def test_random_rulesets(bench: Bench, language: str) -> None:
     """Each ruleset gets datagrams and SYNs to services, servers and the router, and the answers to what was delivered."""
