@@ -169,7 +169,10 @@ def _probed(request: MeasureRequest, progress: Progress, tick: Tick) -> tuple[Me
         if tracing.strayed(mine, prediction, index):
             snapshot = tracing.warmed(snapshot, mine)
             index = SnapshotIndex(snapshot)
-            ways = {name: replace(each, prediction=predict(snapshot, each.flow, index=index)) for name, each in ways.items()}
+            ways = {
+                name: replace(each, prediction=tracing.at_any_age(predict(snapshot, each.flow, index=index), snapshot, each.flow))
+                for name, each in ways.items()
+            }
         progress(EVALUATING)
         notes = [slowed] if slowed else []
         if stopped == "conntrack":

@@ -21,10 +21,11 @@ from netpath.model.event import Boundary
 from netpath.model.index import SnapshotIndex
 from netpath.model.packet import Flow
 from netpath.model.path import Completeness, Path, Prediction, ProbeCost, Stats, Trace
-from netpath.model.snapshot import DeviceId, Snapshot
+from netpath.model.snapshot import DeviceId, Namespace, Snapshot
 from netpath.predict import predict, predict_reply
 from netpath.probe.injector import Injector, UnreachableError
 from netpath.probe.messages import Enter, Entered
+from netpath.trace import align as aligning
 from netpath.trace import stages, userspace
 from netpath.trace.account import Account
 from netpath.trace.assemble import Scene, forward_paths, probe_cost, return_paths
@@ -36,6 +37,9 @@ from netpath.trace.stats import summarise
 
 WARM_UP_SECONDS = 0.5
 """How long the first, uncounted probe may take; ARP that takes longer is not going to be answered soon."""
+
+_AGEING = ("REACHABLE", "STALE", "DELAY", "PROBE")
+"""What an entry may be that the kernel has resolved itself, from one moment to another (include/net/neighbour.h, NUD_VALID)."""
 
 DISCOVERY = "reading the node's state"
 LOADING = "compiling and loading the probe programs"
@@ -152,7 +156,7 @@ def run(request: TraceRequest, *, progress: Progress = lambda text: None) -> Tra
             with timings.phase("prediction"):
                 snapshot = warmed(snapshot, journeys)
                 index = SnapshotIndex(snapshot)
-                prediction = predict(snapshot, flow, index=index)
+                prediction = at_any_age(predict(snapshot, flow, index=index), snapshot, flow)
         trace = _trace(request, flow, journeys, prediction, tracer, observer, snapshot, index, registered, timings)
     return TraceRun(trace, snapshot, index, flow, source, destination)
 
@@ -342,6 +346,32 @@ def warmed(snapshot: Snapshot, journeys: Sequence[Journey]) -> Snapshot:
             replace(space, neighbours=fresh[space.inode].neighbours) if space.inode in fresh else space
             for space in snapshot.namespaces
         ),
+    )
+
+
+def at_any_age(prediction: Prediction, snapshot: Snapshot, flow: Flow) -> Prediction:
+    """A prediction with the ways that a packet takes while neighbours are fresh, or are not, that are otherwise in the snapshot.
+
+    An entry in use goes from REACHABLE by STALE and DELAY back to REACHABLE every half minute or so (net/core/neighbour.c), and
+    may do so between two looks at it: `warmed` says which way a bridge sends translated frames now, not which it did a second ago.
+    These ways have a share of 0.
+    """
+    paths = list(prediction.paths)
+    known = {tuple(aligning.key_of(hop) for hop in path.hops) for path in paths}
+    for state in ("REACHABLE", "STALE"):
+        aged = replace(snapshot, namespaces=tuple(_aged(space, state) for space in snapshot.namespaces))
+        for path in predict(aged, flow).paths:
+            way = tuple(aligning.key_of(hop) for hop in path.hops)
+            if way not in known:
+                known.add(way)
+                paths.append(replace(path, share=0.0))
+    return replace(prediction, paths=tuple(paths))
+
+
+def _aged(space: Namespace, state: str) -> Namespace:
+    """The namespace with all neighbours that it has resolved itself in a state."""
+    return replace(
+        space, neighbours=tuple(replace(each, state=state) if each.state in _AGEING else each for each in space.neighbours)
     )
 
 

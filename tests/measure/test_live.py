@@ -248,6 +248,18 @@ def test_only_what_arrives_on_the_baselines_node_is_compared() -> None:
             assert flow == "established" or 0 < away < whole
 
 
+def test_neighbours_that_age_meanwhile_are_no_divergence() -> None:
+    """A bridge turns a translated frame one way while the backend's neighbour entry is fresh, and another way when it is not."""
+    with lab.running("flannel-hostgw", f"npt{secrets.token_hex(3)}", services="nftables") as made:
+        for name, value in (("base_reachable_time_ms", 700), ("delay_first_probe_time", 1), ("gc_stale_time", 1)):
+            words = ["sysctl", "-qw", f"net.ipv4.neigh.cni0.{name}={value}"]
+            subprocess.run(["nsenter", f"--net={made.nodes[0].path}", *words], check=True)
+        done = run(MeasureRequest(made.pod("pod1a").label, "10.96.7.8:5353", "udp", count=60, rate=80.0, flow="new"))
+        ways = {tuple((hop.netns.inode, hop.device.ifindex, hop.direction) for hop in path.hops) for path in done.trace.paths}
+        assert len(ways) == 3, "the entry did not change while it was measured"
+        assert done.trace.outcome == "delivered" and not done.trace.diverged
+
+
 def test_the_table(labs: dict[str, lab.Lab]) -> None:
     made = labs["flannel-vxlan"]
     done = netpath(
