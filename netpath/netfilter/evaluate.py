@@ -20,6 +20,7 @@ from netpath.netfilter.state import DEPTH, Result, State, end_of_chain
 from netpath.netfilter.types import HookContext, HookOutcome, PacketState
 
 BUILT_IN = {"prerouting": "PREROUTING", "input": "INPUT", "forward": "FORWARD", "output": "OUTPUT", "postrouting": "POSTROUTING"}
+Step = Callable[[State], list[Result]]
 CONNTRACK, NAT_DESTINATION, NAT_SOURCE = -200, -100, 100
 TABLES: tuple[tuple[str, int], ...] = (("raw", -300), ("mangle", -150), ("filter", 0), ("security", 50))
 """The tables of iptables but nat, with their priorities."""
@@ -129,34 +130,40 @@ class RulesetEvaluator:
         )
 
     def _through(self, context: HookContext, start: State) -> list[Result]:
-        """Every step at the hook in order of priority; what a step lets through goes to the next."""
-        family = start.packet.family
-        steps: list[tuple[int, int, Callable[[State], list[Result]]]] = []
+        """Every step at the hook in order of priority; what a step lets through goes to the next.
 
-        def add(priority: int, step: Callable[[State], list[Result]]) -> None:
-            steps.append((priority, len(steps), step))
+        Of one priority the newest is asked first (nf_hook_entries_grow), so the tables of nftables from the last to the first.
+        """
+        family = start.packet.family
+        steps: list[tuple[int, int, Step]] = []
+
+        def add(priority: int, step: Step, age: int = 0) -> None:
+            steps.append((priority, -age, step))
 
         if context.hook in ("prerouting", "output") and family in self._tracks:
             add(CONNTRACK, lambda state: [Result("accept", replace(state, packet=nat.track(state.packet, context, self._entries)))])
-        asked: list[tuple[int, int, Callable[[State], list[Result]]]] = []
+        asked: list[tuple[int, int, Step]] = []
         for table in self._tables:
             if table.family != family or (chain := table.chains.get(BUILT_IN.get(context.hook, ""))) is None:
                 continue
             step = self._table_step(table, chain.name, context)
+            # Where iptables-nft's are all the tables there are, nft is not asked for a list.
+            age = self._native.age.get(("ip6" if family == 6 else "ip", table.name), 1) if table.backend == "nft" else 0
             if table.name == "nat":
-                asked.append((NAT_SOURCE if context.hook in nat.SOURCE_HOOKS else NAT_DESTINATION, len(asked), step))
+                asked.append((NAT_SOURCE if context.hook in nat.SOURCE_HOOKS else NAT_DESTINATION, -age, step))
             for name, priority in TABLES:
                 if table.name == name:
-                    add(priority, step)
+                    add(priority, step, age)
         for base in self._native.base_chains(family, context.hook):
             step = self._native_step(base, context)
+            age = self._native.age.get((base.family, base.table), 0)
             if base.type == "nat":
-                asked.append((base.priority, len(asked), step))
+                asked.append((base.priority, -age, step))
             else:
-                add(base.priority, step)
+                add(base.priority, step, age)
         if context.hook != "forward" and family in self._tracks:
             priority = NAT_SOURCE if context.hook in nat.SOURCE_HOOKS else NAT_DESTINATION
-            add(priority, self._nat_step([step for _, _, step in sorted(asked, key=lambda entry: entry[:2])], context))
+            add(priority, self._nat_step(_orders(asked), context))
         live, ended = [start], []
         for _, _, step in sorted(steps, key=lambda entry: entry[:2]):
             following: list[State] = []
@@ -169,15 +176,32 @@ class RulesetEvaluator:
             live = following
         return [Result("accept", state) for state in live] + ended
 
-    def _table_step(self, table: xtables.Table, name: str, context: HookContext) -> Callable[[State], list[Result]]:
+    def _table_step(self, table: xtables.Table, name: str, context: HookContext) -> Step:
         return lambda state: self._chain(table, name, state, context, 0)
 
-    def _native_step(self, base: NftChain, context: HookContext) -> Callable[[State], list[Result]]:
+    def _native_step(self, base: NftChain, context: HookContext) -> Step:
         return lambda state: self._native.run(base, state, context)
 
-    def _nat_step(self, chains: list[Callable[[State], list[Result]]], context: HookContext) -> Callable[[State], list[Result]]:
-        """nf_nat_inet_fn: a new connection asks the nat chains until one binds it; every packet is translated as it is bound."""
+    def _nat_step(self, orders: list[list[Step]], context: HookContext) -> Step:
+        """nf_nat_inet_fn: a new connection asks the nat chains until one binds it; every packet is translated as it is bound.
+
+        `orders` of the chains, when it can't be told which holds: they do not matter as long as they come to the same.
+        """
         source_side = context.hook in nat.SOURCE_HOOKS
+
+        def ask(chains: list[Step], state: State) -> list[Result]:
+            results = [Result("accept", state)]
+            for chain in chains:
+                results = [
+                    after
+                    for before in results
+                    for after in (
+                        [before]
+                        if before.verdict not in ("accept", "return") or nat.bound(before.state, source_side)
+                        else chain(before.state)
+                    )
+                ]
+            return results
 
         def step(state: State) -> list[Result]:
             connection = nat.tracked(state.packet)
@@ -185,16 +209,10 @@ class RulesetEvaluator:
                 return [Result("accept", state)]
             results = [Result("accept", state)]
             if connection.state == "new" and connection.direction == "original":
-                for chain in chains:
-                    results = [
-                        after
-                        for before in results
-                        for after in (
-                            [before]
-                            if before.verdict not in ("accept", "return") or nat.bound(before.state, source_side)
-                            else chain(before.state)
-                        )
-                    ]
+                results, *others = [ask(chains, state) for chains in orders]
+                if any(_sense(other) != _sense(results) for other in others):
+                    why = f"whether iptables-legacy or nftables translates first at {context.hook} (the newer of the two)"
+                    results = [replace(result, state=result.state.doubting(why)) for result in results]
             return [
                 replace(result, state=nat.settle(result.state, source_side)) if result.verdict in ("accept", "return") else result
                 for result in results
@@ -326,6 +344,18 @@ class RulesetEvaluator:
             return [Result("continue", state.doubting(f"ports {ports!r} in rule {rule.text!r}"))]
         any_port = "random" in arguments or "random-fully" in arguments
         return nat.bind(state, context, self._entries, rule.reference, kind, addresses, between, any_port)
+
+
+def _sense(results: list[Result]) -> list[tuple[str, PacketState]]:
+    """What results come to."""
+    return [("accept" if result.verdict == "return" else result.verdict, result.state.packet) for result in results]
+
+
+def _orders(asked: list[tuple[int, int, Step]]) -> list[list[Step]]:
+    """The chains in the orders they may have: the age of iptables-legacy's tables (0) beside others is not known."""
+    oldest = [step for _, _, step in sorted(asked, key=lambda entry: entry[:2])]
+    newest = [step for _, _, step in sorted(asked, key=lambda entry: (entry[0], entry[1] != 0, entry[1]))]
+    return [oldest] if newest == oldest else [oldest, newest]
 
 
 def _port_range(text: str | None) -> tuple[int, int] | None:

@@ -144,6 +144,8 @@ class Native:
         self.chains: dict[tuple[str, str, str], NftChain] = {}
         self.sets: dict[tuple[str, str, str], NftSet] = {}
         self.tracks: set[int] = set()
+        self.age: dict[tuple[str, str], int] = {}
+        """(family, table) -> its place in the list of all tables, also of those that are owned: the kernel appends."""
         self.entries: Sequence[Any] = ()
         if not text or not text.strip():
             return
@@ -184,7 +186,10 @@ class Native:
 
     def _take(self, item: Any, owned: set[tuple[str, str]]) -> None:
         ((kind, body),) = item.items()
-        if kind in ("metainfo", "table", "counter", "quota", "limit", "ct helper", "ct timeout", "ct expectation", "secmark"):
+        if kind == "table":
+            self.age[str(body["family"]), str(body["name"])] = len(self.age) + 1
+            return
+        if kind in ("metainfo", "counter", "quota", "limit", "ct helper", "ct timeout", "ct expectation", "secmark"):
             return
         if kind in ("flowtable", "synproxy", "element"):
             return

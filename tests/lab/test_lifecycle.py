@@ -189,6 +189,7 @@ def test_an_interrupted_build_leaves_nothing(lab_name: str) -> None:
     """SIGINT while the worker builds: KeyboardInterrupt comes out, after everything was removed."""
     code = f"""
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from netpath import lab
 from netpath.lab import kernel
 original = kernel.Space.port

@@ -296,6 +296,33 @@ def taken(bench: Bench) -> Snapshot:
     return snapshot
 
 
+def _translating(where: str, to: str) -> tuple[str, ...]:
+    """The command and the text that make a table translate what goes out by s1: iptables' (nft, legacy) or a native one."""
+    if where in ("nft", "legacy"):
+        return f"iptables-{where}-restore", "--noflush", f"*nat\n-A POSTROUTING -o s1 -j SNAT --to-source {to}\nCOMMIT\n"
+    rule = f'type nat hook postrouting priority 100; oifname "s1" snat to {to};'
+    return "nft", "-f", "-", f"table ip {where} {{ chain c {{ {rule} }}; }};\n"
+
+
+@pytest.mark.parametrize(
+    "order", [("a", "b"), ("b", "a"), ("nft", "a"), ("a", "nft"), ("legacy", "nft"), ("a", "legacy")], ids=" then ".join
+)
+def test_of_one_priority_the_newest_is_asked_first(bench: Bench, order: tuple[str, str]) -> None:
+    """Unless netpath can't know which that is, and it matters: then it says so."""
+    bench.load(rulesets.Ruleset("", "", ""), "native")
+    for number, where in enumerate(order):
+        *command, text = _translating(where, bench.text(f"10.2.0.{77 + number}"))
+        bench._feed(bench.text(text), command[0] if bench.family == 4 else command[0].replace("ip", "ip6", 1), *command[1:])
+    dst = bench.text("10.2.0.2")
+    sport, seen, own = bench.send("cl", "udp", dst, 7777)
+    with own:
+        flow = Flow(bench.ends["cl"].inode, dst, "udp", bench.text(rulesets.CLIENT), sport, 7777, payload=10)
+        (path,) = predict(taken(bench), flow).paths
+        assert "legacy" in order or bench.said(path, flow) == seen
+        assert bool(path.uncertain) == ("legacy" in order), path.uncertain
+    assert seen.src in (bench.text("10.2.0.77"), bench.text("10.2.0.78"))
+
+
 SOURCES = {
     "its own": "10.1.0.2",
     "of another side": "10.3.0.50",
