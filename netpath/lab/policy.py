@@ -1,8 +1,8 @@
 """Network policy as felix writes it: chains that begin with cali-, and sets of addresses.
 
-felix does not run. The filter table's chains, their order, marks and comments are those of felix/rules (static.go, dispatch.go,
-endpoints.go, policy.go; Calico 3.26, iptables backend "NFT"). Left out are chains that nothing here would pass through: raw,
-mangle, and what host endpoints with a policy would have.
+felix does not run. The chains of filter, raw and mangle, their order, marks and comments are those of felix/rules (static.go,
+dispatch.go, endpoints.go, policy.go; Calico 3.26, iptables backend "NFT"). Left out are the nat table and what host endpoints with
+a policy would have.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ NAME = "default/knp.default.only-clients"
 
 _ACCEPT = "0x10000"
 _PASS = "0x20000"
+_FROM_WORKLOAD = "0x40000"
+_HOST_ACCEPTED = '-m comment --comment "Host endpoint policy accepted packet."'
 _PROFILES = ("kns.default", "ksa.default.default")
 """Profiles of a pod's namespace and of its service account; both allow all."""
 
@@ -50,27 +52,93 @@ def sets(clients: Sequence[str]) -> str:
     return "\n".join((f"create {CLIENTS} hash:net family inet maxelem 1048576", *(f"add {CLIENTS} {each}" for each in clients), ""))
 
 
+class _Table:
+    """A table as it is fed to iptables-restore: chains of felix's own, and its rules in the kernel's."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._chains: list[str] = []
+        self._lines: list[str] = []
+
+    def chain(self, name: str, *bodies: str) -> None:
+        self._chains.append(name)
+        self.rules(name, *bodies)
+
+    def rules(self, chain: str, *bodies: str) -> None:
+        """Rules with a comment each that begins with cali: and is a hash over the chain so far, as felix tells its own rules by."""
+        before = chain
+        for body in bodies:
+            before = _digest(f"{before} {body}")
+            self._lines.append(f'-A {chain} -m comment --comment "cali:{before[:16]}" {body}')
+
+    def text(self) -> str:
+        return "\n".join((f"*{self._name}", *(f":{name} - [0:0]" for name in self._chains), *self._lines, "COMMIT", ""))
+
+
+def _marked(mark: str, action: str) -> str:
+    return f"-m mark --mark {mark}/{mark} -j {action}"
+
+
 def rules(workloads: Sequence[Workload]) -> str:
     """A node's chains, for iptables-restore."""
-    lines: list[str] = []
-    chains: list[str] = []
+    return _raw().text() + _mangle().text() + _filter(workloads).text()
 
-    def chain(name: str, *bodies: str) -> None:
-        chains.append(name)
-        _hashed(lines, name, bodies)
 
-    accepted, returned = f"-m mark --mark {_ACCEPT}/{_ACCEPT} -j ACCEPT", f"-m mark --mark {_ACCEPT}/{_ACCEPT} -j RETURN"
-    _hashed(lines, "INPUT", ("-j cali-INPUT",))
-    _hashed(
-        lines,
-        "FORWARD",
-        (
-            "-j cali-FORWARD",
-            f'-m comment --comment "Policy explicitly accepted packet." {accepted}',
-            f"-j MARK --set-xmark {_ACCEPT}/{_ACCEPT}",
-        ),
+def _raw() -> _Table:
+    """What a pod sends must come in by the device that answers to its source would take."""
+    table = _Table("raw")
+    table.rules("PREROUTING", "-j cali-PREROUTING")
+    table.rules("OUTPUT", "-j cali-OUTPUT")
+    table.chain(
+        "cali-PREROUTING",
+        "-j MARK --set-xmark 0x0/0xf0000",
+        f"-i cali+ -j MARK --set-xmark {_FROM_WORKLOAD}/{_FROM_WORKLOAD}",
+        _marked(_FROM_WORKLOAD, "cali-rpf-skip"),
+        f"-m mark --mark {_FROM_WORKLOAD}/{_FROM_WORKLOAD} -m rpfilter --validmark --invert -j DROP",
+        f"-m mark --mark 0x0/{_FROM_WORKLOAD} -j cali-from-host-endpoint",
+        _marked(_ACCEPT, "ACCEPT"),
     )
-    _hashed(lines, "OUTPUT", ("-j cali-OUTPUT",))
+    table.chain("cali-OUTPUT", "-j MARK --set-xmark 0x0/0xf0000", "-j cali-to-host-endpoint", _marked(_ACCEPT, "ACCEPT"))
+    for empty in ("cali-rpf-skip", "cali-from-host-endpoint", "cali-to-host-endpoint"):
+        table.chain(empty)
+    return table
+
+
+def _mangle() -> _Table:
+    table = _Table("mangle")
+    table.rules("PREROUTING", "-j cali-PREROUTING")
+    table.rules("POSTROUTING", "-j cali-POSTROUTING")
+    table.chain(
+        "cali-PREROUTING",
+        "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        _marked(_ACCEPT, "ACCEPT"),
+        "-j cali-from-host-endpoint",
+        f"{_HOST_ACCEPTED} {_marked(_ACCEPT, 'ACCEPT')}",
+    )
+    table.chain(
+        "cali-POSTROUTING",
+        _marked(_ACCEPT, "RETURN"),
+        "-j MARK --set-xmark 0x0/0xf0000",
+        "-m conntrack --ctstate DNAT -j cali-to-host-endpoint",
+        f"{_HOST_ACCEPTED} {_marked(_ACCEPT, 'RETURN')}",
+    )
+    for empty in ("cali-from-host-endpoint", "cali-to-host-endpoint"):
+        table.chain(empty)
+    return table
+
+
+def _filter(workloads: Sequence[Workload]) -> _Table:
+    table = _Table("filter")
+    chain = table.chain
+    accepted, returned = _marked(_ACCEPT, "ACCEPT"), _marked(_ACCEPT, "RETURN")
+    table.rules("INPUT", "-j cali-INPUT")
+    table.rules(
+        "FORWARD",
+        "-j cali-FORWARD",
+        f'-m comment --comment "Policy explicitly accepted packet." {accepted}',
+        f"-j MARK --set-xmark {_ACCEPT}/{_ACCEPT}",
+    )
+    table.rules("OUTPUT", "-j cali-OUTPUT")
     chain(
         "cali-FORWARD",
         "-j MARK --set-xmark 0x0/0xe0000",
@@ -80,7 +148,7 @@ def rules(workloads: Sequence[Workload]) -> str:
         "-j cali-to-hep-forward",
         "-j cali-cidr-block",
     )
-    host = f'-m comment --comment "Host endpoint policy accepted packet." {accepted}'
+    host = f"{_HOST_ACCEPTED} {accepted}"
     chain(
         "cali-INPUT",
         "-i cali+ -g cali-wl-to-host",
@@ -143,7 +211,7 @@ def rules(workloads: Sequence[Workload]) -> str:
             note = f'-m comment --comment "Policy {NAME} ingress"'
             bodies += [f"-p {protocol} {note} {match} -j MARK --set-xmark {_ACCEPT}/{_ACCEPT}", returned]
         chain(policy, *bodies)
-    return "\n".join(("*filter", *(f":{name} - [0:0]" for name in chains), *lines, "COMMIT", ""))
+    return table
 
 
 def make(space: Space, workloads: Sequence[Workload], clients: Sequence[str]) -> None:
@@ -172,11 +240,3 @@ def _profiles(prefix: str) -> tuple[str, ...]:
 def _profile(prefix: str, name: str) -> str:
     """A profile's chain; names that are too long for a chain are hashed (felix/rules/policy.go, ProfileChainName)."""
     return prefix + (name if len(prefix + name) <= 28 else f"_{_digest(name)[:18]}")
-
-
-def _hashed(lines: list[str], chain: str, bodies: Sequence[str]) -> None:
-    """Rules with a comment each that begins with cali: and is a hash over the chain so far, as felix tells its own rules by."""
-    before = chain
-    for body in bodies:
-        before = _digest(f"{before} {body}")
-        lines.append(f'-A {chain} -m comment --comment "cali:{before[:16]}" {body}')

@@ -96,6 +96,19 @@ def test_a_policy_drop_names_its_rule(guarded: Lab, source: str, port: int, prot
     assert rule.text in Space(guarded.node("node2").netns).run("iptables-nft-save").splitlines()
 
 
+def test_an_address_that_is_not_the_pods_is_dropped_by_the_raw_tables_rule(guarded: Lab) -> None:
+    """felix lets a pod send from where the node would answer it only."""
+    pod = Space(f"{guarded.name}-pod1a")
+    pod.run("ip", "addr", "add", "10.99.0.1/32", "dev", "lo")
+    try:
+        drop = stopped(trace(f"{end(guarded, 'pod1a')}@10.99.0.1", end(guarded, "pod2a", policy.PORT), "udp")).drop
+    finally:
+        pod.run("ip", "addr", "del", "10.99.0.1/32", "dev", "lo")
+    assert drop is not None and drop.rule is not None and drop.device is not None
+    assert (drop.reason, drop.rule.table, drop.rule.chain) == ("NETFILTER_DROP", "raw", "cali-PREROUTING")
+    assert "-m rpfilter --validmark --invert" in drop.rule.text and drop.device.name.startswith("cali")
+
+
 def test_policy_chains_are_evidence(guarded: Lab) -> None:
     snapshot = take(only=[Space(name).inode for name in guarded.namespaces])
     (found,) = recognise(snapshot)[guarded.node("node1").netns]
