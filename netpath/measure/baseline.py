@@ -7,11 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from netpath.model.index import SnapshotIndex
+from netpath.model.packet import Flow
 from netpath.model.path import Hop, Path, Prediction
 from netpath.model.snapshot import DeviceId
+from netpath.predict import predict
 
 _OVERLAY = frozenset({"vxlan", "tun", "ipip", "sit", "ip6tnl", "gre", "gretap", "geneve", "wireguard", "loopback"})
 """Kinds of device whose addresses are not the underlay's."""
+_ANY_PORT = 9
+"""Discard: whether anybody listens does not matter to the way there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,9 @@ def _of(path: Path, index: SnapshotIndex, family: int) -> Underlay | str:
         return "the destination's node is not on this machine"
     if start == end:
         return "source and destination are on one node: there is no network between them to compare with"
-    pair = _crossing(path, index, start, end, family) or _shared(index, start, end, family)
+    pair = (
+        _crossing(path, index, start, end, family) or _shared(index, start, end, family) or _routed(path, index, start, end, family)
+    )
     if pair is None:
         name = index.netns_ref(end).name
         return f"no IPv{family} network was found that joins {index.netns_ref(start).name} and {name} without an overlay"
@@ -62,17 +68,33 @@ def node_of(index: SnapshotIndex, inode: int) -> int | None:
 
 
 def _crossing(path: Path, index: SnapshotIndex, start: int, end: int, family: int) -> tuple[str, str] | None:
-    """The addresses of the devices by which the path leaves one node and arrives at the other."""
+    """The addresses of the devices by which the path leaves one node and arrives at the other, where they share a subnet."""
+    for near, far in _ends(path, index, start, end, family):
+        if far.ip in near.network:
+            return str(near.ip), str(far.ip)
+    return None
+
+
+def _routed(path: Path, index: SnapshotIndex, start: int, end: int, family: int) -> tuple[str, str] | None:
+    """The same where a router lies between the nodes, and what they send to each other is predicted to pass no overlay."""
+    for near, far in _ends(path, index, start, end, family):
+        flow = Flow(start, str(far.ip), "udp", src=str(near.ip), dport=_ANY_PORT)
+        for way in predict(index.snapshot, flow, index=index).paths:
+            plain = way.hops and all(hop.device.kind not in _OVERLAY for hop in way.hops)
+            if plain and way.outcome in ("delivered", "rejected") and way.hops[-1].netns.inode == end:
+                return str(near.ip), str(far.ip)
+    return None
+
+
+def _ends(
+    path: Path, index: SnapshotIndex, start: int, end: int, family: int
+) -> list[tuple[ipaddress.IPv4Interface | ipaddress.IPv6Interface, ipaddress.IPv4Interface | ipaddress.IPv6Interface]]:
+    """Addresses of the devices by which the path leaves one node, with those of the devices by which it arrives at the other."""
     leaving = [hop for hop in path.hops if hop.netns.inode == start and hop.direction == "tx"]
     arriving = [hop for hop in path.hops if hop.netns.inode == end and hop.direction == "rx"]
     if not leaving or not arriving:
-        return None
-    ours, theirs = _addresses(index, leaving[-1], family), _addresses(index, arriving[0], family)
-    for near in ours:
-        for far in theirs:
-            if far.ip in near.network:
-                return str(near.ip), str(far.ip)
-    return None
+        return []
+    return [(near, far) for near in _addresses(index, leaving[-1], family) for far in _addresses(index, arriving[0], family)]
 
 
 def _addresses(index: SnapshotIndex, hop: Hop, family: int) -> list[ipaddress.IPv4Interface | ipaddress.IPv6Interface]:

@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from netpath.lab.compare import FAILS, HOLDS, Comparison, ModeResult, Ratio
 from netpath.render.json import jsonable
-from netpath.render.measure import bits
+from netpath.render.measure import bits, spent
 from netpath.render.text import Screen, clean, duration, fold
 
 _COST = (
@@ -51,12 +51,16 @@ _COLOURS = {
 LEGEND = (
     "ONE WAY: established flow, first device to receiver, probes' cost taken out; x HOST: over host sockets on the same fabric, measured in "
     "turns; RTT: an application's ping-pong; CPU: of the whole machine for a byte of the TCP stream, CPU/PACKET for each packet that a UDP "
-    "stream of 1400 bytes brings over; x HOST-GW: each over its own host sockets first; NAT: - where no hook tells it apart"
+    "stream of 1400 bytes brings over; x HOST-GW: each over its own host sockets first; NAT: - where no hook tells it apart, <100 ns where it can't be told from nothing"
 )
 
 
 def _time(ns: float | None) -> str:
     return "-" if ns is None else duration(ns)
+
+
+def _spent(ns: float | None) -> str:
+    return "-" if ns is None else spent(ns)
 
 
 def _factor(value: float | None) -> str:
@@ -100,13 +104,13 @@ def work_rows(modes: Sequence[ModeResult]) -> list[list[str]]:
         [
             clean(each.mode),
             "-" if each.encap_bytes is None else f"+{each.encap_bytes}" if each.encap_bytes else "0",
-            _time(each.encap_ns),
-            _time(each.nat_established_ns),
-            _time(each.nat_new_ns),
+            _spent(each.encap_ns),
+            _spent(each.nat_established_ns),
+            _spent(each.nat_new_ns),
             _number(each.translations),
             _number(each.crossings),
             str(each.routes_per_node),
-            ", ".join(f"{clean(stage.stage)} {stage.share:.0%}" for stage in each.stages),
+            ", ".join(f"{clean(stage.stage)} {max(0.0, stage.share):.0%}" for stage in each.stages),
         ]
         for each in modes
     ]
@@ -235,8 +239,8 @@ def _bars(modes: Sequence[ModeResult], title: str) -> list[str]:
     parts = [f"<h2>{_safe(title)}</h2>"] if title and modes else []
     for each in sorted(modes, key=_total):
         bar = "".join(
-            f'<span style="width:{100 * stage.ns / longest if longest else 0:.2f}%;background:{_colour(stage.stage)}" '
-            f'title="{_safe(stage.stage)} {_safe(duration(stage.ns))} ({stage.share:.0%})"></span>'
+            f'<span style="width:{100 * max(0.0, stage.ns) / longest if longest else 0:.2f}%;background:{_colour(stage.stage)}" '
+            f'title="{_safe(stage.stage)} {_safe(spent(stage.ns))} ({max(0.0, stage.share):.0%})"></span>'
             for stage in sorted(each.stages, key=lambda stage: _rank(stage.stage))
         )
         name, time = _safe(each.mode), _safe(duration(_total(each)))
@@ -252,7 +256,7 @@ def _rank(stage: str) -> tuple[int, str]:
 
 
 def _total(result: ModeResult) -> float:
-    return sum(stage.ns for stage in result.stages)
+    return sum(max(0.0, stage.ns) for stage in result.stages)
 
 
 def _colour(stage: str) -> str:

@@ -129,9 +129,18 @@ def _flow(flow: str) -> str:
     return {"new": "new flows", "established": "established flow"}.get(flow, flow)
 
 
+LEAST_NS = 100.0
+"""A stage's time below this is shown as less than it: what its two events cost is not known that well, and may exceed it."""
+
+
+def spent(ns: float) -> str:
+    """``1.90 µs``; ``<100 ns`` for what can't be told from nothing."""
+    return duration(ns) if ns >= LEAST_NS else f"<{LEAST_NS:.0f} ns"
+
+
 def stage_line(stages: Sequence[StageShare]) -> str:
     """``bridge 4.10 µs (41 %), encap 1.90 µs (19 %)``, longest first."""
-    return ", ".join(f"{clean(each.stage)} {duration(each.ns)} ({each.share:.0%})" for each in stages)
+    return ", ".join(f"{clean(each.stage)} {spent(each.ns)} ({max(0.0, each.share):.0%})" for each in stages)
 
 
 def series_table(series: Sequence[SeriesResult], *, wide: bool) -> str:

@@ -69,3 +69,27 @@ def test_an_overlays_addresses_are_not_the_underlays(there: tuple[lab.Lab, Snaps
         snapshot, Flow(made.pod("pod1a").inode, made.pod("pod2a").address, "udp", dport=7777), index=prediction_index
     )
     assert "no IPv4 network was found" in str(baseline.find(prediction, index, 4))
+
+
+@pytest.mark.parametrize(("mode", "to"), [("calico-crosssubnet", "192.168.51.12"), ("gke", "192.168.50.12")])
+def test_across_a_router_where_it_is_predicted_to_be_one(mode: str, to: str) -> None:
+    """Nodes in subnets of their own, and nodes that know each other by /32 only; without a way between them there is none."""
+    with lab.running(mode, f"npt{secrets.token_hex(3)}", echo=False) as made:
+        inodes = {each.inode for each in (*made.nodes, *made.pods)} | {lab.netns.inode_of(f"{made.name}-fabric")}
+        snapshot = discover.take(only=inodes)
+        one, two = made.nodes
+        pod = next(each for each in made.pods if each.node == two.name)
+        source = next(each for each in made.pods if each.node == one.name)
+        index = SnapshotIndex(snapshot)
+        prediction = predict(snapshot, Flow(source.inode, pod.address, "udp", dport=7777), index=index)
+        assert baseline.find(prediction, index, 4) == Underlay(one.inode, two.inode, "192.168.50.11", to)
+        cut = replace(
+            snapshot,
+            namespaces=tuple(
+                replace(each, routes=tuple(item for item in each.routes if item.destination not in ("default", "0.0.0.0/0")))
+                if each.inode == one.inode
+                else each
+                for each in snapshot.namespaces
+            ),
+        )
+        assert "no IPv4 network was found" in str(baseline.find(prediction, SnapshotIndex(cut), 4))

@@ -24,7 +24,7 @@ from netpath.measure.load import Route, Slice
 from netpath.measure.result import StageShare
 from netpath.measure.station import Station
 from netpath.render.compare import comparison_html, comparison_markdown, comparison_text
-from netpath.render.measure import bits
+from netpath.render.measure import bits, stage_line
 from netpath.render.text import Screen
 from tests.bench.compare import agreement
 from tests.cli import contract
@@ -260,6 +260,16 @@ def test_the_table_says_what_is_not_known() -> None:
     assert "\x1b" not in text and "left out: docker" in text and "PARTIAL" not in text
     (vxlan,) = [line for line in text.splitlines() if line.startswith("flannel-vxlan") and "+50" in line]
     assert vxlan.split()[:8] == ["flannel-vxlan", "+50", "4.00", "µs", "-", "-", "0", "0"]
+
+
+def test_what_is_too_small_to_be_told_is_not_shown_as_a_figure() -> None:
+    """A corrected time may come out below nothing; no bar can be that long."""
+    stages = (StageShare("bridge", 4000.0, 1.01), StageShare("nat", -59.0, -0.01))
+    shown = made(modes=(result("flannel-vxlan", nat_established_ns=-59.0, nat_new_ns=101.0, stages=stages),))
+    text = comparison_text(shown, Screen(False, 200))
+    assert "<100 ns" in text and "101 ns" in text and "nat 0%" in text and "-59" not in text and "-0%" not in text
+    assert widths(read(comparison_html(shown))) == [100, 0]
+    assert stage_line(stages) == "bridge 4.00 µs (101%), nat <100 ns (0%)"
 
 
 def test_markdown_keeps_its_columns() -> None:
