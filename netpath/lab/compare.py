@@ -229,6 +229,7 @@ def _measure(subject: _Subject, generator: random.Random, *, count: int, pings: 
         count=count,
         rate=2000.0,
         namespaces=_inodes(subject.made),
+        calibrations=6,
     )
     subject.measurements.append(session.run(asked))
     each, slice_s = max(1, pings // PING_PAIRS), seconds / STREAM_PAIRS

@@ -20,6 +20,7 @@ MOST_IN_BURST = 40
 REPEATS = 5
 """Bursts of a run that are sent again when an event of theirs was lost; after that the result is PARTIAL."""
 SEED = 20
+CALIBRATIONS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class MeasureRequest:
     ring_bytes: int = 1 << 20
     namespaces: frozenset[int] | None = None
     """Read the state of these only (inodes), where no other can be on the way; None: of all on the machine."""
+    calibrations: int = CALIBRATIONS
+    """How often the hooks are rearranged to find what the events cost; half of it is enough where measurements are repeated."""
     load_seconds: float | None = None
     """Afterwards, with nothing armed, run streams for this long on each way and by each protocol; None: don't."""
 

@@ -46,8 +46,8 @@ Tick = Callable[[int, int], None]
 LEAST_ROUNDS = 20
 """Rounds before a measurement may end early: an interval of fewer values is not worth much."""
 LOADING = "sending streams"
-CALIBRATIONS, CALIBRATION_BURST, CALIBRATION_LEAD = 12, 10, 2
-"""How often the hooks are rearranged to find what the events cost, and the probes sent in each arrangement: counted, and before."""
+CALIBRATION_BURST, CALIBRATION_LEAD = 10, 2
+"""Probes sent in each arrangement of the hooks to find what the events cost: counted, and before them."""
 CALIBRATION_SECONDS = 0.2
 """How long the probes of an arrangement are waited for; one that does not arrive says nothing about cost."""
 EVALUATING = "evaluating what was seen"
@@ -135,7 +135,7 @@ def _probed(request: MeasureRequest, progress: Progress, tick: Tick) -> tuple[Me
         leads = plan.lead_ins(planned, request.count, ring_bytes=request.ring_bytes, round_trip=request.round_trip)
         most = plan.burst_rounds(planned, ring_bytes=request.ring_bytes, round_trip=request.round_trip) + 1
         total = warm_ups + (request.count + leads + plan.REPEATS * most) * len(planned)
-        total += CALIBRATIONS * len(calibrate.ARRANGEMENTS) * (CALIBRATION_BURST + CALIBRATION_LEAD)
+        total += request.calibrations * len(calibrate.ARRANGEMENTS) * (CALIBRATION_BURST + CALIBRATION_LEAD)
         tracing.arm(
             tracer,
             nonce,
@@ -321,7 +321,7 @@ class _Runner:
 
     def settle(self) -> None:
         """Find out what the events cost beside what they say, and take that out of all times."""
-        while len(self._calibrations) < CALIBRATIONS and self.calibrated:
+        while len(self._calibrations) < self.request.calibrations and self.calibrated:
             self._calibrate()
         self.unseen = calibrate.estimate(self._calibrations if self.calibrated else ())
         for number, journeys in self.journeys.items():
@@ -330,7 +330,7 @@ class _Runner:
 
     def _calibrate(self) -> None:
         """Probes of the first series in every arrangement of the hooks, in random order."""
-        if len(self._calibrations) >= CALIBRATIONS or not self.calibrated:
+        if len(self._calibrations) >= self.request.calibrations or not self.calibrated:
             return
         lost = self.tracer.lost
         # One flow, even where all that is asked for is new ones: they would fill the conntrack table for nothing.

@@ -12,8 +12,7 @@ import pytest
 from netpath.cli.trace import exit_code
 from netpath.ebpf import sys as bpf
 from netpath.ebpf.tracer import Tracer
-from netpath.measure.plan import MeasureRequest
-from netpath.measure.session import CALIBRATIONS
+from netpath.measure.plan import CALIBRATIONS, MeasureRequest
 from netpath.measure.session import run as measure
 from netpath.model import nonce as layout
 from netpath.model.path import Path
