@@ -30,6 +30,8 @@ struct np_event {
 	u8 data[NP_CAPTURE];
 };
 
+#define NP_QUEUED 255 /* np_stamp's hook where a queueing discipline has taken the packet; no netfilter hook has this number */
+
 /* A packet that carries the mark, at one place of a netfilter hook: what a stage is measured with. Much smaller than an event. */
 struct np_stamp {
 	u64 time;          /* bpf_ktime_get_ns() once the mark was found */
@@ -38,7 +40,7 @@ struct np_stamp {
 	u32 netns;         /* inode */
 	u32 sequence;
 	s32 priority;      /* where among the things that are registered at the hook */
-	u8 hook;           /* enum nf_inet_hooks */
+	u8 hook;           /* enum nf_inet_hooks, or NP_QUEUED */
 	u8 family;         /* NFPROTO_* */
 	u16 spare;
 };

@@ -371,3 +371,33 @@ int np_stamp(struct netfilter *ctx)
 	events.ringbuf_submit(stamp, BPF_RB_NO_WAKEUP);
 	return 1;
 }
+
+/* qdisc_enqueue(qdisc, queue, skb): a queueing discipline has taken the packet; np_tx sees it when it comes out and is sent. */
+int np_queued(struct context *ctx)
+{
+	u64 skb = ctx->args[2], time;
+	u32 nought = 0, sequence = 0;
+	struct np_settings *set = settings.lookup(&nought);
+	struct np_stamp *stamp;
+
+	if (!set || !set->stage_tail || !ends_with_probe(set, skb, &sequence))
+		return 0;
+	time = bpf_ktime_get_ns();
+	stamp = events.ringbuf_reserve(sizeof(struct np_stamp));
+	if (!stamp) {
+		count(1);
+		return 0;
+	}
+	stamp->time = time;
+	stamp->skb = skb;
+	stamp->netns = netns_of(device_net(READ(u64, skb, OFF_sk_buff_dev)));
+	stamp->sequence = sequence;
+	stamp->priority = 0;
+	stamp->hook = NP_QUEUED;
+	stamp->family = 0;
+	stamp->spare = 0;
+	count(0);
+	stamp->left = bpf_ktime_get_ns();
+	events.ringbuf_submit(stamp, BPF_RB_NO_WAKEUP);
+	return 0;
+}

@@ -93,8 +93,8 @@ def exec_(
 
 def compare(
     modes: Annotated[list[str] | None, typer.Argument(metavar="[MODE]...", help="Which; all of them without a name.")] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, max=100, help="Turns through all modes, in random order.")] = 3,
-    count: Annotated[int, typer.Option("--count", "-c", min=5, max=1000, help="Probes of each kind in each round.")] = 40,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=100, help="Turns through all modes, in random order.")] = 2,
+    count: Annotated[int, typer.Option("--count", "-c", min=5, max=1000, help="Probes of each kind in each round.")] = 120,
     output: Annotated[ComparisonOutput, typer.Option("-o", "--output", help="How to show the result.")] = ComparisonOutput.table,
 ) -> int:
     from netpath.lab import compare as comparing

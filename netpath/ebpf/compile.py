@@ -15,7 +15,18 @@ from typing import Any
 
 from netpath.ebpf.programs import LD_IMM64, PSEUDO_MAP_FD, SOURCE, source_folder, source_text
 
-PROGRAMS = ("np_tx", "np_rx", "np_drop", "np_socket", "np_deliver", "np_tun_read", "np_local_in", "np_local_out", "np_stamp")
+PROGRAMS = (
+    "np_tx",
+    "np_rx",
+    "np_drop",
+    "np_socket",
+    "np_deliver",
+    "np_tun_read",
+    "np_local_in",
+    "np_local_out",
+    "np_stamp",
+    "np_queued",
+)
 MAPS = ("settings", "tunnels", "counters", "scratch", "events")
 NO_BCC = (
     "bcc is not installed for this Python: apt-get install python3-bpfcc, and use the distribution's python3 "

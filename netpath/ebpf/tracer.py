@@ -23,7 +23,7 @@ from netpath.ebpf.headers import QUOTING, parse
 from netpath.ebpf.ring import Ring
 from netpath.errors import MissingError, NetpathError
 from netpath.model import nonce as layout
-from netpath.model.event import LOCAL_IN_PRIORITY, LOCAL_OUT_PRIORITY, Boundary, Event, Stamp
+from netpath.model.event import LOCAL_IN_PRIORITY, LOCAL_OUT_PRIORITY, QUEUED, Boundary, Event, Stamp
 from netpath.model.packet import Ethernet, Headers, Icmp, Ipv4, Udp, Vlan
 
 RING_BYTES = 1 << 20
@@ -33,6 +33,8 @@ NETFILTER_HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 """By their numbers (enum nf_inet_hooks)."""
 TCP_SYN_BYTES = 32
 """A probe's SYN with its options (netpath/probe/build.py): what its packet ends with."""
+_QUEUED = 255
+"""NP_QUEUED in probes/event.h."""
 STAGE_LOSS = "time inside the kernel can't be split into conntrack, nat, filter and routing; it is shown as other"
 TUNNEL_KINDS = {"vxlan": 1, "ip": 2, "sleeve": 3}
 ETHERNET_TYPES = (1, 772)
@@ -66,6 +68,9 @@ TRACEPOINTS = (
     Hook("socket", "np_socket", "sk_data_ready", ""),
     Hook("tun_read", "np_tun_read", "skb_copy_datagram_iovec", ""),
 )
+QUEUE = Hook("queued", "np_queued", "qdisc_enqueue", "")
+"""Attached with the marks of stages, of which it is one: where a queueing discipline takes a packet."""
+QUEUE_LOSS = "time in a queueing discipline is shown as other"
 NETFILTER = (
     (Hook("local_in", "np_local_in", None, ""), NF_LOCAL_IN, LOCAL_IN_PRIORITY),
     (Hook("local_out", "np_local_out", None, ""), NF_LOCAL_OUT, LOCAL_OUT_PRIORITY),
@@ -238,7 +243,7 @@ class Tracer:
         # The verifier is most of the work, and each program's is its own: the system call runs without Python's lock.
         with ThreadPoolExecutor(LOADERS) as workers:
             filters = [(hook.name, workers.submit(self._load_netfilter, code, hook)) for hook, _, _ in NETFILTER]
-            loading = [(hook, workers.submit(self._load_tracepoint, code, hook, provider)) for hook in TRACEPOINTS]
+            loading = [(hook, workers.submit(self._load_tracepoint, code, hook, provider)) for hook in (*TRACEPOINTS, QUEUE)]
         loaded = {name: program for name, result in filters if (program := result.result()) is not None}
         for hook, result in loading:
             try:
@@ -396,6 +401,8 @@ class Tracer:
             self._missing_stages.append(f"stages: netfilter links: {refused[0].strerror}; {STAGE_LOSS}")
             return
         self._stages = stages
+        if QUEUE.name not in self._loaded:
+            self._missing_stages.append(f"stages: tracepoint {QUEUE.tracepoint}: not in this kernel; {QUEUE_LOSS}")
         for path, boundary, error in self._link_stages():
             where = f"{boundary.hook} at {boundary.priority} in {Path(path).name}"
             self._missing_stages.append(f"stages: {where}: {error.strerror}; {STAGE_LOSS}")
@@ -403,6 +410,8 @@ class Tracer:
     def _link_stages(self) -> list[tuple[str, Boundary, OSError]]:
         """Attach the marks in every namespace; those that could not be."""
         refused: list[tuple[str, Boundary, OSError]] = []
+        if self._stages and QUEUE.name in self._loaded:
+            self._links.setdefault("stamp", []).append(self._open(QUEUE))
         for path, boundaries in self._stages.items():
             with ThreadPoolExecutor(1) as worker:
                 links, failed = worker.submit(self._stamp_in, path, boundaries).result()
@@ -486,7 +495,7 @@ class Tracer:
             time_ns=record["time"],
             netns=record["netns"],
             family=6 if record["family"] == socket.AF_INET6 else 4,
-            hook=NETFILTER_HOOKS[record["hook"]],
+            hook=QUEUED if record["hook"] == _QUEUED else NETFILTER_HOOKS[record["hook"]],
             priority=record["priority"],
             sequence=record["sequence"],
             skb=record["skb"],

@@ -29,8 +29,10 @@ T = TypeVar("T")
 Progress = Callable[[str], None]
 HOST_GATEWAY = "flannel-hostgw"
 SEED = 20
+ROUNDS, COUNT = 2, 120
+"""Turns through all modes, and probes of each kind in each. Fewer probes would not say well enough what their own events cost."""
 SIZE = 64
-PING_PAIRS, STREAM_PAIRS, DATAGRAM_PAIRS = 8, 5, 2
+PING_PAIRS, STREAM_PAIRS, DATAGRAM_PAIRS = 12, 6, 3
 """Each round: pairs of runs on the path and on the host sockets. Many short ones: what disturbs the machine lasts longer than one."""
 DATAGRAM = 1400
 """Bytes of payload of the UDP streams' datagrams, each one packet on every path."""
@@ -147,10 +149,10 @@ def chosen(names: Sequence[str]) -> tuple[lab.Mode, ...]:
 def run(
     names: Sequence[str] = (),
     *,
-    rounds: int = 3,
-    count: int = 40,
-    pings: int = 1200,
-    seconds: float = 0.5,
+    rounds: int = ROUNDS,
+    count: int = COUNT,
+    pings: int = 1800,
+    seconds: float = 0.6,
     progress: Progress = lambda text: None,
 ) -> Comparison:
     """Build the labs and measure them in turns, in an order drawn anew for each of `rounds`.
@@ -229,7 +231,6 @@ def _measure(subject: _Subject, generator: random.Random, *, count: int, pings: 
         count=count,
         rate=2000.0,
         namespaces=_inodes(subject.made),
-        calibrations=6,
     )
     subject.measurements.append(session.run(asked))
     each, slice_s = max(1, pings // PING_PAIRS), seconds / STREAM_PAIRS

@@ -135,7 +135,7 @@ def _probed(request: MeasureRequest, progress: Progress, tick: Tick) -> tuple[Me
         leads = plan.lead_ins(planned, request.count, ring_bytes=request.ring_bytes, round_trip=request.round_trip)
         most = plan.burst_rounds(planned, ring_bytes=request.ring_bytes, round_trip=request.round_trip) + 1
         total = warm_ups + (request.count + leads + plan.REPEATS * most) * len(planned)
-        total += request.calibrations * len(calibrate.ARRANGEMENTS) * (CALIBRATION_BURST + CALIBRATION_LEAD)
+        total += plan.CALIBRATIONS * len(calibrate.ARRANGEMENTS) * (CALIBRATION_BURST + CALIBRATION_LEAD)
         tracing.arm(
             tracer,
             nonce,
@@ -321,7 +321,7 @@ class _Runner:
 
     def settle(self) -> None:
         """Find out what the events cost beside what they say, and take that out of all times."""
-        while len(self._calibrations) < self.request.calibrations and self.calibrated:
+        while len(self._calibrations) < plan.CALIBRATIONS and self.calibrated:
             self._calibrate()
         self.unseen = calibrate.estimate(self._calibrations if self.calibrated else ())
         for number, journeys in self.journeys.items():
@@ -330,7 +330,7 @@ class _Runner:
 
     def _calibrate(self) -> None:
         """Probes of the first series in every arrangement of the hooks, in random order."""
-        if len(self._calibrations) >= self.request.calibrations or not self.calibrated:
+        if len(self._calibrations) >= plan.CALIBRATIONS or not self.calibrated:
             return
         lost = self.tracer.lost
         # One flow, even where all that is asked for is new ones: they would fill the conntrack table for nothing.

@@ -9,6 +9,7 @@ from netpath.model.packet import Headers
 LOCAL_IN_PRIORITY = 1000
 """Where the delivery hook sits at LOCAL_IN: after filtering and source NAT (100), so that only what passed counts as delivered."""
 LOCAL_OUT_PRIORITY = -1000
+QUEUED = "queued"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +44,14 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """When a probe was at one place among what is registered at a netfilter hook: the mark that splits a segment into stages."""
+    """When a probe was at one place among what is registered at a netfilter hook, or entered a queue: what splits a segment into stages."""
 
     time_ns: int
     netns: int
     family: int
     """4 or 6: of the packet as the hook saw it, its outermost IP header."""
     hook: str
-    """prerouting, input, forward, output or postrouting."""
+    """prerouting, input, forward, output or postrouting; `QUEUED`: a queueing discipline has taken it."""
     priority: int
     """Whatever is registered at a lower priority had been done."""
     sequence: int

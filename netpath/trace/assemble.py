@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from netpath.model.event import Event
+from netpath.model.event import QUEUED, Event
 from netpath.model.index import SnapshotIndex
 from netpath.model.path import Delivery, Drop, Hop, Path, Prediction, ProbeCost, Stage, Stats
 from netpath.model.snapshot import DeviceId
@@ -350,7 +350,7 @@ def _overhead(accounts: Sequence[Account], parted: _Parted, spent: Sequence[Step
         for each in accounts
         if each.leg.hops and each.leg.outcome == "delivered"
     )
-    split = any(each.leg.stamps for each, _ in parted)
+    split = any(stamp.hook != QUEUED for each, _ in parted for stamp in each.leg.stamps)
 
     def of(*names: str, known: bool = True) -> tuple[Stats | None, float | None]:
         """(ns, share of the way) of the stages of these names, from the first device on; `known`: they can't hide in others."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from netpath.model.event import Event, Stamp
+from netpath.model.event import QUEUED, Event, Stamp
 from netpath.model.index import SnapshotIndex
 from netpath.model.packet import Headers, Icmp, Ipv4, Ipv6, Tcp, Udp
 from netpath.model.snapshot import DeviceId, Link
@@ -149,7 +149,7 @@ def _on_the_way(leg: Leg, stamps: Sequence[Stamp]) -> tuple[Stamp, ...]:
         for stamp in stamps
         if stamp.time_ns < first.time_ns
         and (stamp.netns, stamp.skb) == (first.netns, first.skb)
-        and stamp.hook in ("output", "postrouting")
+        and stamp.hook in ("output", "postrouting", QUEUED)
     ]
     for one, two in pairwise(leg.marks):
         found += [

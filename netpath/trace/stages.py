@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from netpath.model.event import LOCAL_IN_PRIORITY, LOCAL_OUT_PRIORITY, Boundary, Event, Stamp
+from netpath.model.event import LOCAL_IN_PRIORITY, LOCAL_OUT_PRIORITY, QUEUED, Boundary, Event, Stamp
 from netpath.model.index import SnapshotIndex
 from netpath.model.packet import Headers, Ipv4, Ipv6
 from netpath.model.path import Prediction
@@ -138,7 +138,7 @@ def between(before: Event | None, after: Event, marks: Iterable[Event], stamps: 
 
 def split(points: Sequence[Event | Stamp], base: str, registered: Registered) -> tuple[Part, ...]:
     """Name the time between adjacent sightings. `base` is what the devices at both ends say the whole of it is."""
-    if len(points) == 2 and not any(_hook(point) for point in points):
+    if len(points) == 2 and not any(isinstance(point, Stamp) or _hook(point) for point in points):
         return (Part(base, points[0], points[1]),)
     return tuple(Part(_name(one, two, base, registered), one, two, _detail(one, two, registered)) for one, two in pairwise(points))
 
@@ -146,6 +146,8 @@ def split(points: Sequence[Event | Stamp], base: str, registered: Registered) ->
 def _hook(point: Event | Stamp) -> tuple[int, str, int] | None:
     """(family, hook, priority) of a sighting at a netfilter hook; None at a device or a socket."""
     if isinstance(point, Stamp):
+        if point.hook == QUEUED:
+            return None  # as at the device whose queue it is
         return point.family, point.hook, point.priority
     if point.hook in ("local_in", "local_out"):
         inward = point.hook == "local_in"
@@ -155,9 +157,12 @@ def _hook(point: Event | Stamp) -> tuple[int, str, int] | None:
 
 
 def _name(one: Event | Stamp, two: Event | Stamp, base: str, registered: Registered) -> str:
+    if one.hook == QUEUED:
+        # sch_direct_xmit (net/sched/sch_generic.c): from the queue to the device's driver, whenever that is.
+        return "qdisc" if two.hook == "tx" else "other"
     here, there = _hook(one), _hook(two)
     if here is None and there is None:
-        return base if base == "userspace" else "other"
+        return base if base == "userspace" or two.hook == QUEUED else "other"
     if here is not None and there is not None:
         family, hook, priority = here
         if hook == there[1]:

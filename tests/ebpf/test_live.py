@@ -422,7 +422,7 @@ def test_closing_leaves_nothing(pair: tuple[Netns, Netns]) -> None:
     before = objects(os.getpid())
     with armed(listen_in=[a.path, b.path]):
         held = {command: ids - before[command] for command, ids in objects(os.getpid()).items()}
-        assert len(held[bpf.PROG_GET_NEXT_ID]) == 7
+        assert len(held[bpf.PROG_GET_NEXT_ID]) == 8
         assert len(held[bpf.MAP_GET_NEXT_ID]) == 5
         assert len(held[bpf.LINK_GET_NEXT_ID]) >= 5 + 8
         assert not gone(held)

@@ -248,6 +248,23 @@ def test_only_what_arrives_on_the_baselines_node_is_compared() -> None:
             assert flow == "established" or 0 < away < whole
 
 
+def test_a_queue_that_holds_packets_back_is_a_stage_of_its_own() -> None:
+    """2 Mbit/s behind a burst of one packet: each of a train waits for the one before it, and that in `qdisc` alone."""
+    with lab.running("flannel-hostgw", f"npt{secrets.token_hex(3)}", pods_per_node=1) as made:
+
+        def stages() -> dict[str, float]:
+            done = in_process(made, count=30, flow="established", baseline=False)
+            assert done.trace.completeness.verdict == "COMPLETE"
+            return {each.stage: each.ns for each in done.series[0].stages}
+
+        before = stages()
+        queue = ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "2mbit", "burst", "200", "limit", "100000"]
+        subprocess.run(["nsenter", f"--net={made.nodes[0].path}", *queue], check=True)
+        after = stages()
+        assert "qdisc" not in before and after["qdisc"] > 20_000
+        assert after["qdisc"] > 0.5 * sum(after.values())
+
+
 def test_neighbours_that_age_meanwhile_are_no_divergence() -> None:
     """A bridge turns a translated frame one way while the backend's neighbour entry is fresh, and another way when it is not."""
     with lab.running("flannel-hostgw", f"npt{secrets.token_hex(3)}", services="nftables") as made:

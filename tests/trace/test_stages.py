@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from netpath.model.event import LOCAL_IN_PRIORITY, LOCAL_OUT_PRIORITY, Boundary, Event, Stamp
+from netpath.model.event import LOCAL_IN_PRIORITY, LOCAL_OUT_PRIORITY, QUEUED, Boundary, Event, Stamp
 from netpath.model.index import SnapshotIndex
 from netpath.model.path import Prediction
 from netpath.model.snapshot import Netfilter, Xtables
@@ -103,6 +103,9 @@ FORWARDED = [
 ]
 
 
+QUEUE = stamp(5, QUEUED, 0)
+
+
 def test_a_forwarded_packet() -> None:
     expected = ["other", "conntrack", "filter", "nat", "route", "filter", "route", "nat", "other"]
     assert names(FORWARDED, "other") == expected
@@ -127,6 +130,24 @@ def test_a_tunnel_is_what_lies_between_its_device_and_the_local_hooks() -> None:
     assert names(out, "encap") == ["encap", "conntrack", "nat", "filter", "route", "nat", "other"]
     back = [device(0, "rx", 2), stamp(1, "prerouting", -99), stamp(2, "input", -1), stamp(3, "input", 1), local(4, "local_in")]
     assert names([*back, device(5, "rx", 3)], "decap") == ["other", "route", "filter", "nat", "decap"]
+
+
+@pytest.mark.parametrize(
+    ("points", "base", "expected"),
+    [
+        ([device(0, "rx", 4), QUEUE, device(9, "tx", 3)], "bridge", ["bridge", "qdisc"]),
+        (
+            [device(0, "rx", 4), *FORWARDED[7:9], stamp(8, QUEUED, 0), device(9, "tx", 3)],
+            "other",
+            ["other", "nat", "other", "qdisc"],
+        ),
+        ([device(0, "rx", 4), QUEUE, local(9, "socket")], "other", ["other", "other"]),
+    ],
+    ids=["bridged", "forwarded", "never sent"],
+)
+def test_a_queue(points: list[Event | Stamp], base: str, expected: list[str]) -> None:
+    """From where a queueing discipline takes a packet to where the device sends it."""
+    assert names(points, base) == expected
 
 
 def test_up_to_the_socket() -> None:
