@@ -52,6 +52,9 @@ def overlay(shape: Shape | None = None) -> Iterator[Overlay]:
         fabric, nodes, rest = made[0], (made[1], made[2]), made[3:]
         pods = (rest[: shape.pods], rest[shape.pods :])
         result = Overlay(fabric, nodes, pods)
+        for netns in made:
+            # Link-local addresses that are still being checked for duplicates would keep a first packet's neighbours waiting.
+            netns.sysctl("net.ipv6.conf.default.accept_dad", 0)
         fabric.batch("link add lan type bridge", "link set lan up")
         for number, node in enumerate(nodes):
             _uplink(shape, fabric, node, number)
