@@ -33,6 +33,35 @@
 #define VLAN_PRESENT(skb) (READ(u8, skb, OFF_sk_buff_vlan_present) & MASK_sk_buff_vlan_present)
 #endif
 
+/*
+ * A program's arguments: those of the tracepoint or function, and behind them what an fexit program is told of its result; with
+ * NP_KPROBE the registers that hold them by the calling convention (struct pt_regs, struct user_pt_regs).
+ */
+#ifdef NP_KPROBE
+struct context { u64 reg[34]; };
+#if defined(__x86_64__)
+#define NP_ARG_0 14
+#define NP_ARG_1 13
+#define NP_ARG_2 12
+#define NP_RESULT 10
+#define STACK(ctx) ((ctx)->reg[19])
+#define STACK_OF_CALL(ctx) ((ctx)->reg[19] - 8) /* the return address is gone from the stack */
+#elif defined(__aarch64__)
+#define NP_ARG_0 0
+#define NP_ARG_1 1
+#define NP_ARG_2 2
+#define NP_RESULT 0
+#define STACK(ctx) ((ctx)->reg[31])
+#define STACK_OF_CALL(ctx) ((ctx)->reg[31])
+#endif
+#define ARG(ctx, number) ((ctx)->reg[NP_ARG_##number])
+#define RESULT(ctx, count) ((ctx)->reg[NP_RESULT])
+#else
+struct context { u64 args[6]; };
+#define ARG(ctx, number) ((ctx)->args[number])
+#define RESULT(ctx, count) ((ctx)->args[count])
+#endif
+
 static __always_inline u32 netns_of(u64 net)
 {
 	return net ? READ(u32, net, OFF_net_ns + OFF_ns_common_inum) : 0;

@@ -20,7 +20,6 @@ struct np_scratch {
 /* Two for each hook: a program may be interrupted by another run of itself, in a softirq, and by nothing more. */
 BPF_PERCPU_ARRAY(scratch, struct np_scratch, 16);
 
-struct context { u64 args[6]; };
 
 static __always_inline void count(u32 which)
 {
@@ -226,7 +225,7 @@ static __always_inline u64 network(u64 skb)
 /* net_dev_start_xmit(skb, dev): after the queueing discipline, where a capture sees it. data is at the link-layer header. */
 int np_tx(struct context *ctx)
 {
-	u64 skb = ctx->args[0], dev = ctx->args[1];
+	u64 skb = ARG(ctx, 0), dev = ARG(ctx, 1);
 	u16 type = READ(u16, dev, OFF_net_device_type);
 	u64 data = READ(u64, skb, OFF_sk_buff_data);
 
@@ -236,16 +235,22 @@ int np_tx(struct context *ctx)
 /* netif_receive_skb(skb): data is at the network header, or at a VLAN tag; network_header may be stale. */
 int np_rx(struct context *ctx)
 {
-	u64 skb = ctx->args[0];
+	u64 skb = ARG(ctx, 0);
 	u64 dev = READ(u64, skb, OFF_sk_buff_dev);
 
 	return report(skb, READ(u64, skb, OFF_sk_buff_data), L_ETHERTYPE, dev, device_net(dev), NP_RX, 0, 0);
 }
 
+#ifdef NP_REASONS
+#define DROP_REASON(ctx) ((u32)ARG(ctx, 2))
+#else
+#define DROP_REASON(ctx) 0 /* before 5.17 the tracepoint has two arguments, and a program that reads a third is refused */
+#endif
+
 /* kfree_skb(skb, location, reason): data may be anywhere, the network header is where it was last set. */
 int np_drop(struct context *ctx)
 {
-	u64 skb = ctx->args[0];
+	u64 skb = ARG(ctx, 0);
 	u64 dev = READ(u64, skb, OFF_sk_buff_dev), net = device_net(dev), sk;
 
 	if (!netns_of(net)) {
@@ -254,13 +259,13 @@ int np_drop(struct context *ctx)
 		net = sk ? socket_net(sk) : 0;
 		dev = 0;
 	}
-	return report(skb, network(skb), L_IP, dev, net, NP_DROP, (u32)ctx->args[2], ctx->args[1]);
+	return report(skb, network(skb), L_IP, dev, net, NP_DROP, DROP_REASON(ctx), ARG(ctx, 1));
 }
 
 /* sk_data_ready(sk): the packet that made the socket readable is the last of its queue. */
 int np_socket(struct context *ctx)
 {
-	u64 sk = ctx->args[0], skb;
+	u64 sk = ARG(ctx, 0), skb;
 
 	/* A capture gets a copy, wherever it listens; that is no arrival. */
 	if (READ(u16, sk, OFF_sock_common_skc_family) == 17)
@@ -273,19 +278,10 @@ int np_socket(struct context *ctx)
 	return report(skb, network(skb), L_IP, 0, socket_net(sk), NP_SOCKET, 0, 0);
 }
 
-/* ip_protocol_deliver_rcu(net, skb, protocol) and its IPv6 twin: what LOCAL_IN let through, on its way to the transport. */
-int np_deliver(struct context *ctx)
-{
-	u64 net = ctx->args[0], skb = ctx->args[1];
-	u64 dev = READ(u64, skb, OFF_sk_buff_dev);
-
-	return report(skb, network(skb), L_IP, dev, net, NP_LOCAL_IN, 0, 0);
-}
-
 /* skb_copy_datagram_iovec(skb, len): a process reads a packet, from a TUN device among others. */
 int np_tun_read(struct context *ctx)
 {
-	u64 skb = ctx->args[0];
+	u64 skb = ARG(ctx, 0);
 	u64 dev = READ(u64, skb, OFF_sk_buff_dev), net = device_net(dev);
 
 	if (!netns_of(net) || READ(u16, dev, OFF_net_device_type) != 0xfffe)
@@ -335,6 +331,27 @@ static __always_inline int ends_with_probe(struct np_settings *set, u64 skb, u32
 	return 1;
 }
 
+static __always_inline void write_stamp(u64 skb, u64 net, u32 sequence, u8 hook, u8 family, u64 priority, u64 time)
+{
+	struct np_stamp *stamp = events.ringbuf_reserve(sizeof(struct np_stamp));
+
+	if (!stamp) {
+		count(1);
+		return;
+	}
+	stamp->time = time;
+	stamp->skb = skb;
+	stamp->netns = netns_of(net);
+	stamp->sequence = sequence;
+	stamp->priority = priority;
+	stamp->hook = hook;
+	stamp->family = family;
+	stamp->spare = 0;
+	count(0);
+	stamp->left = bpf_ktime_get_ns();
+	events.ringbuf_submit(stamp, BPF_RB_NO_WAKEUP);
+}
+
 /*
  * One place among what is registered at a netfilter hook. The kernel does not tell a program at which priority it runs: the
  * loader writes it over NP_PRIORITY, and loads the program once for each.
@@ -346,58 +363,27 @@ int np_stamp(struct netfilter *ctx)
 	u64 skb = ctx->skb, state = ctx->state, time;
 	u32 nought = 0, sequence = 0;
 	struct np_settings *set = settings.lookup(&nought);
-	struct np_stamp *stamp;
 	u64 priority;
 
 	if (!set || !set->stage_tail || !ends_with_probe(set, skb, &sequence))
 		return 1; /* NF_ACCEPT */
 	time = bpf_ktime_get_ns();
-	stamp = events.ringbuf_reserve(sizeof(struct np_stamp));
-	if (!stamp) {
-		count(1);
-		return 1;
-	}
 	asm volatile("%0 = %1" : "=r"(priority) : "i"(NP_PRIORITY));
-	stamp->time = time;
-	stamp->skb = skb;
-	stamp->netns = netns_of(READ(u64, state, OFF_nf_hook_state_net));
-	stamp->sequence = sequence;
-	stamp->priority = priority;
-	stamp->hook = READ(u8, state, OFF_nf_hook_state_hook);
-	stamp->family = READ(u8, state, OFF_nf_hook_state_pf);
-	stamp->spare = 0;
-	count(0);
-	stamp->left = bpf_ktime_get_ns();
-	events.ringbuf_submit(stamp, BPF_RB_NO_WAKEUP);
+	write_stamp(skb, READ(u64, state, OFF_nf_hook_state_net), sequence, READ(u8, state, OFF_nf_hook_state_hook),
+		    READ(u8, state, OFF_nf_hook_state_pf), priority, time);
 	return 1;
 }
 
 /* qdisc_enqueue(qdisc, queue, skb): a queueing discipline has taken the packet; np_tx sees it when it comes out and is sent. */
 int np_queued(struct context *ctx)
 {
-	u64 skb = ctx->args[2], time;
+	u64 skb = ARG(ctx, 2);
 	u32 nought = 0, sequence = 0;
 	struct np_settings *set = settings.lookup(&nought);
-	struct np_stamp *stamp;
 
-	if (!set || !set->stage_tail || !ends_with_probe(set, skb, &sequence))
-		return 0;
-	time = bpf_ktime_get_ns();
-	stamp = events.ringbuf_reserve(sizeof(struct np_stamp));
-	if (!stamp) {
-		count(1);
-		return 0;
-	}
-	stamp->time = time;
-	stamp->skb = skb;
-	stamp->netns = netns_of(device_net(READ(u64, skb, OFF_sk_buff_dev)));
-	stamp->sequence = sequence;
-	stamp->priority = 0;
-	stamp->hook = NP_QUEUED;
-	stamp->family = 0;
-	stamp->spare = 0;
-	count(0);
-	stamp->left = bpf_ktime_get_ns();
-	events.ringbuf_submit(stamp, BPF_RB_NO_WAKEUP);
+	if (set && set->stage_tail && ends_with_probe(set, skb, &sequence))
+		write_stamp(skb, device_net(READ(u64, skb, OFF_sk_buff_dev)), sequence, NP_QUEUED, 0, 0, bpf_ktime_get_ns());
 	return 0;
 }
+
+#include "functions.h"

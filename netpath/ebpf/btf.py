@@ -72,6 +72,14 @@ class Btf:
         offset = self._strings.find(needle)
         return self._named.get((kind, offset + 1)) if offset >= 0 else None
 
+    def function_after(self, types: int, strings: int, name: str) -> int | None:
+        """The id of a function, of types that go on after so many of another's. Its name must not be one of that other's strings."""
+        for index, position in enumerate(self._starts[1:]):
+            offset, info, _ = struct.unpack_from("<III", self._data, position)
+            if info >> 24 & 0x1F == KIND_FUNC and offset >= strings and self._name(offset - strings) == name:
+                return types + index
+        return None
+
     def _record(self, type_id: int) -> tuple[int, int, int, int, int]:
         """(position, kind, vlen, kind_flag, size or type) of a type, with typedefs and qualifiers seen through."""
         while True:
@@ -116,6 +124,10 @@ class Btf:
         position, _, count, _, _ = self._record(type_id)
         pairs = (struct.unpack_from("<Ii", self._data, position + 12 + 8 * index) for index in range(count))
         return {value: self._name(text) for text, value in pairs}
+
+    def extent(self) -> tuple[int, int]:
+        """(types, bytes of strings): where those of a module begin."""
+        return len(self._starts), len(self._strings)
 
     def keep(self) -> None:
         """Keep the answers given so far for the next run, where there is a place for that."""
@@ -162,10 +174,27 @@ class Remembered(Btf):
             self._asked[question] = [[value, text] for value, text in self._whole.enum(name).items()]
         return {int(value): str(text) for value, text in self._asked[question]}
 
+    def extent(self) -> tuple[int, int]:
+        if "extent" not in self._asked:
+            self._asked["extent"] = list(self._whole.extent())
+        types, strings = self._asked["extent"]
+        return int(types), int(strings)
+
     def keep(self) -> None:
         if self._asked != self._known:
             cache.store("btf", self._key, self._asked)
             self._known = dict(self._asked)
+
+
+def module_function(base: Btf, module: str, function: str) -> int | None:
+    """The id of a function of a loaded module; its types' ids and strings go on where the kernel's end. None: there is none."""
+    try:
+        data = VMLINUX.with_name(module).read_bytes()
+        own = Btf(data)
+    except (OSError, MissingError):
+        return None
+    types, strings = base.extent()
+    return own.function_after(types, strings, function)
 
 
 def _identity(path: Path) -> tuple[str, ...]:

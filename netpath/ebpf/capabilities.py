@@ -7,14 +7,11 @@ import struct
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from netpath.ebpf import btf, sys
+from netpath.ebpf.providers import INSIDE, btf_tracepoints, raw_tracepoints
+from netpath.ebpf.providers.base import RETURN_1, Provider
 from netpath.errors import MissingError, NetpathError
-
-_EXIT_1 = bytes.fromhex("b7000000010000009500000000000000")
-"""``r0 = 1; exit``: accepts where 1 is a verdict (NF_ACCEPT), means nothing elsewhere."""
-_KPROBE_TYPE = Path("/sys/bus/event_source/devices/kprobe/type")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,50 +25,12 @@ class HookKind:
 
 
 def _raw_tracepoint(name: str) -> Callable[[ExitStack], str]:
-    def attempt(stack: ExitStack) -> str:
-        program = sys.load(sys.PROG_RAW_TRACEPOINT, _EXIT_1, "np_try")
-        stack.callback(os.close, program)
-        stack.callback(os.close, sys.open_raw_tracepoint(program, name))
-        return "loaded and attached"
-
-    return attempt
-
-
-def _typed_tracepoint(stack: ExitStack) -> str:
-    type_id = btf.read().find(btf.KIND_TYPEDEF, "btf_trace_netif_receive_skb")
-    if type_id is None:
-        raise OSError(2, "no BTF type for the tracepoint")
-    code = bytes.fromhex("b7000000000000009500000000000000")
-    program = sys.load(sys.PROG_TRACING, code, "np_try", attach_type=sys.TRACE_RAW_TP, attach_btf_id=type_id)
-    stack.callback(os.close, program)
-    stack.callback(os.close, sys.open_raw_tracepoint(program, None))
-    return "loaded and attached"
-
-
-def _fentry(stack: ExitStack) -> str:
-    type_id = btf.read().find(btf.KIND_FUNC, "ip_rcv")
-    if type_id is None:
-        raise OSError(2, "no BTF type for ip_rcv")
-    code = bytes.fromhex("b7000000000000009500000000000000")
-    program = sys.load(sys.PROG_TRACING, code, "np_try", attach_type=sys.TRACE_FENTRY, attach_btf_id=type_id)
-    stack.callback(os.close, program)
-    stack.callback(os.close, sys.open_raw_tracepoint(program, None))
-    return "loaded and attached"
-
-
-def _netfilter(stack: ExitStack) -> str:
-    stack.callback(os.close, sys.load(sys.PROG_NETFILTER, _EXIT_1, "np_try", attach_type=sys.NETFILTER_ATTACH))
-    return "loaded (attached only in namespaces on a path)"
+    return lambda stack: raw_tracepoints.tried(stack, name)
 
 
 def _ring(stack: ExitStack) -> str:
     stack.callback(os.close, sys.create_map(sys.MAP_RINGBUF, 0, 0, 4096, "np_try"))
     return "made"
-
-
-def _kprobe(stack: ExitStack) -> str:
-    kind = int(_KPROBE_TYPE.read_text())
-    return f"perf event type {kind}"
 
 
 def _types(stack: ExitStack) -> str:
@@ -87,7 +46,7 @@ def _reasons(stack: ExitStack) -> str:
 
 
 def _tcx(stack: ExitStack) -> str:
-    program = sys.load(sys.PROG_SCHED_CLS, _EXIT_1, "np_try", attach_type=sys.TCX_INGRESS)
+    program = sys.load(sys.PROG_SCHED_CLS, RETURN_1, "np_try", attach_type=sys.TCX_INGRESS)
     stack.callback(os.close, program)
     # Attaching to a device that can't exist tells whether the kernel knows the kind of link, and touches nothing.
     try:
@@ -98,6 +57,7 @@ def _tcx(stack: ExitStack) -> str:
     return "known (tried on a device that does not exist)"
 
 
+PROVIDERS: tuple[type[Provider], ...] = (*INSIDE, btf_tracepoints.BtfTracepoints)
 KINDS: tuple[tuple[str, Callable[[ExitStack], str], str], ...] = (
     ("BTF", _types, "nothing works: the layout of the kernel's structures is unknown"),
     ("ring buffer", _ring, "nothing works: events can't be handed over"),
@@ -111,10 +71,7 @@ KINDS: tuple[tuple[str, Callable[[ExitStack], str], str], ...] = (
         _raw_tracepoint("skb_copy_datagram_iovec"),
         "a user-space relay's reads are not seen",
     ),
-    ("netfilter link", _netfilter, "arrivals that reach no socket (TCP, ICMP) are inferred from the last hop or the answer"),
-    ("BTF-typed tracepoint", _typed_tracepoint, "nothing today; events could cost a third less"),
-    ("fentry", _fentry, "nothing today; stages inside the kernel can't be timed this way"),
-    ("kprobe", _kprobe, "nothing today; stages inside the kernel can't be timed this way"),
+    *((each.title, each.attempt, each.loss) for each in PROVIDERS),
     ("tcx", _tcx, "nothing today"),
 )
 

@@ -15,18 +15,10 @@ from typing import Any
 
 from netpath.ebpf.programs import LD_IMM64, PSEUDO_MAP_FD, SOURCE, source_folder, source_text
 
-PROGRAMS = (
-    "np_tx",
-    "np_rx",
-    "np_drop",
-    "np_socket",
-    "np_deliver",
-    "np_tun_read",
-    "np_local_in",
-    "np_local_out",
-    "np_stamp",
-    "np_queued",
-)
+MARKS = ("np_hook_begin", "np_hook_end", "np_track_begin", "np_track_end", "np_nat_begin", "np_nat_end")
+FUNCTIONS = ("np_socket", "np_deliver", "np_sent", "np_received", "np_forwarded", *MARKS)
+"""Programs that a function may have."""
+PROGRAMS = ("np_tx", "np_rx", "np_drop", "np_tun_read", "np_local_in", "np_local_out", "np_stamp", "np_queued", *FUNCTIONS)
 MAPS = ("settings", "tunnels", "counters", "scratch", "events")
 NO_BCC = (
     "bcc is not installed for this Python: apt-get install python3-bpfcc, and use the distribution's python3 "
@@ -59,10 +51,11 @@ def compile_all(flags: list[str]) -> dict[str, dict[str, Any]]:
     from bcc import BPF
 
     compiled = BPF(text=whole(SOURCE), cflags=[*flags, "-Wno-everything"])
-    maps = {compiled[name].map_fd: name for name in MAPS}
+    by_register = "-DNP_KPROBE" in flags
+    maps = {compiled[name].map_fd: name for name in (*MAPS, *(("frames",) if by_register else ()))}
     return {
         name: {"code": code.hex(), "maps": references(code, maps)}
-        for name in PROGRAMS
+        for name in (FUNCTIONS if by_register else PROGRAMS)
         for code in [bytes(compiled.dump_func(name.encode()))]
     }
 

@@ -21,7 +21,9 @@ from netpath.ebpf.btf import Btf
 from netpath.errors import MissingError, NetpathError
 
 SOURCE = "probes.c"
-HEADERS = ("event.h", "kernel.h", "walk.h")
+HEADERS = ("event.h", "kernel.h", "walk.h", "functions.h")
+VARIANTS = {"typed": ("-DNP_DIRECT",), "plain": (), "registers": ("-DNP_KPROBE",)}
+"""Ways to compile the source: for programs whose arguments the verifier knows by type, for others, for kprobes."""
 LD_IMM64, PSEUDO_MAP_FD, MOV64_IMM = 0x18, 1, 0xB7
 PRIORITY = 0x4E505052
 """What stands in the code of np_stamp for the priority it runs at (NP_PRIORITY)."""
@@ -109,18 +111,19 @@ def defines(btf: Btf) -> dict[str, int]:
                 "this kernel's struct sk_buff says nowhere whether a VLAN tag is present; netpath cannot read packets on it"
             )
         values["OFF_sk_buff_vlan_present"], values["MASK_sk_buff_vlan_present"] = bit // 8, 1 << bit % 8
-    # Asked for here although only drops need it: the kernel's types are then read at most once, and all answers kept together.
-    btf.enum("skb_drop_reason")
+    if btf.enum("skb_drop_reason"):
+        values["NP_REASONS"] = 1
+    # All is asked for at once: the kernel's types are then read at most once, and all answers kept together.
     btf.keep()
     return values
 
 
-def prepare(btf: Btf, *, direct: bool) -> Programs:
-    """Compiled programs for this kernel; with `direct` they read kernel memory by plain loads, which needs BTF-typed programs.
+def prepare(btf: Btf, variant: str) -> Programs:
+    """Compiled programs for this kernel, one of `VARIANTS`.
 
     Raises MissingError when they must be compiled and bcc is not there.
     """
-    flags = [f"-D{name}={value}" for name, value in sorted(defines(btf).items())] + ["-DNP_DIRECT"] * direct
+    flags = [f"-D{name}={value}" for name, value in sorted(defines(btf).items())] + [*VARIANTS[variant]]
     texts = {name: source_text(name) for name in (*HEADERS, SOURCE)}
     texts["compile.py"] = (Path(__file__).parent / "compile.py").read_text()
     key = cache.key(__version__, os.uname().machine, flags, texts)

@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import resource
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, PROG_LOAD = 0, 1, 2, 5
 PROG_GET_NEXT_ID, MAP_GET_NEXT_ID, LINK_GET_NEXT_ID, OBJ_GET_INFO_BY_FD = 11, 12, 31, 15
 RAW_TRACEPOINT_OPEN, LINK_CREATE, ENABLE_STATS = 17, 28, 32
+BTF_GET_FD_BY_ID, BTF_GET_NEXT_ID = 19, 23
 
 MAP_HASH, MAP_ARRAY, MAP_PERCPU_ARRAY, MAP_RINGBUF = 1, 2, 6, 27
 PROG_SCHED_CLS, PROG_KPROBE, PROG_RAW_TRACEPOINT, PROG_TRACING, PROG_NETFILTER = 3, 2, 17, 26, 32
-TRACE_RAW_TP, TRACE_FENTRY, NETFILTER_ATTACH, TCX_INGRESS = 23, 24, 45, 46
+TRACE_RAW_TP, TRACE_FENTRY, TRACE_FEXIT, NETFILTER_ATTACH, TCX_INGRESS = 23, 24, 25, 45, 46
+
+KPROBES = Path("/sys/bus/event_source/devices/kprobe")
+_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
+_PERF_ATTR_SIZE, _PERF_FLAG_FD_CLOEXEC, _PERF_SET_BPF, _PERF_ENABLE = 112, 8, 0x40042408, 0x2400
 
 _INFO_SIZE = 224
 """struct bpf_prog_info up to attach_btf_obj_id; an older kernel fills what it knows of it."""
@@ -88,17 +95,26 @@ class LoadError(OSError):
         self.log, self.program = log, program
 
 
-def load(kind: int, code: bytes, name: str, *, attach_type: int = 0, attach_btf_id: int = 0, log_size: int = 1 << 20) -> int:
+def load(
+    kind: int,
+    code: bytes,
+    name: str,
+    *,
+    attach_type: int = 0,
+    attach_btf_id: int = 0,
+    attach_btf_obj: int = 0,
+    log_size: int = 1 << 20,
+) -> int:
     """Load a program, licence GPL. Raises LoadError with the verifier's log."""
     instructions = ctypes.create_string_buffer(code, len(code))
     licence = ctypes.create_string_buffer(b"GPL")
 
     def attempt(level: int, log: ctypes.Array[ctypes.c_char] | None) -> int:
         attributes = struct.pack(
-            "<IIQQIIQII16sIIIIQIIQII",
+            "<IIQQIIQII16sIIIIQIIQIII",
             kind, len(code) // 8, _pointer(instructions), _pointer(licence),
             level, len(log) if log is not None else 0, _pointer(log),
-            0, 0, name.encode()[:15], 0, attach_type, 0, 0, 0, 0, 0, 0, 0, attach_btf_id,
+            0, 0, name.encode()[:15], 0, attach_type, 0, 0, 0, 0, 0, 0, 0, attach_btf_id, attach_btf_obj,
         )  # fmt: skip
         return call(PROG_LOAD, attributes)
 
@@ -140,6 +156,58 @@ def open_raw_tracepoint(program: int, name: str | None) -> int:
     """Attach to a tracepoint; without a name to the one a BTF-typed program was loaded for."""
     text = ctypes.create_string_buffer(name.encode()) if name is not None else None
     return call(RAW_TRACEPOINT_OPEN, struct.pack("<QI", _pointer(text), program))
+
+
+def kprobe_type() -> int:
+    """The type of perf event that a kprobe is. Raises LoadError on a kernel without kprobes."""
+    try:
+        return int(KPROBES.joinpath("type").read_text())
+    except (OSError, ValueError) as error:
+        raise LoadError(errno.ENOENT, "this kernel has no kprobes", "") from error
+
+
+def open_kprobe(program: int, function: str, *, leaving: bool) -> int:
+    """Attach to a function of the kernel, as it is entered or as it returns (perf_event_open(2), config1: the name). Raises OSError."""
+    returning = 0
+    if leaving:
+        # format/retprobe says which bit of config it is: config:0
+        returning = 1 << int(KPROBES.joinpath("format/retprobe").read_text().strip().rpartition(":")[2])
+    text = ctypes.create_string_buffer(function.encode())
+    attributes = ctypes.create_string_buffer(
+        struct.pack("<IIQQQQQIIQQ", kprobe_type(), _PERF_ATTR_SIZE, returning, 0, 0, 0, 0, 0, 0, _pointer(text), 0), _PERF_ATTR_SIZE
+    )
+    machine = os.uname().machine
+    event = int(_libc.syscall(_PERF_EVENT_OPEN[machine], attributes, -1, 0, -1, _PERF_FLAG_FD_CLOEXEC))
+    if event < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    try:
+        fcntl.ioctl(event, _PERF_SET_BPF, program)
+        fcntl.ioctl(event, _PERF_ENABLE, 0)
+    except OSError:
+        os.close(event)
+        raise
+    return event
+
+
+def btf_of_module(name: str) -> int | None:
+    """A descriptor of a loaded module's types; None when the kernel has none. Raises OSError."""
+    current = 0
+    while True:
+        buffer = ctypes.create_string_buffer(struct.pack("<III", current, 0, 0), 152)
+        if int(_libc.syscall(number(), BTF_GET_NEXT_ID, buffer, len(buffer))) < 0:
+            return None
+        current = struct.unpack_from("<I", buffer.raw, 4)[0]
+        try:
+            descriptor = call(BTF_GET_FD_BY_ID, struct.pack("<I", current))
+        except OSError:
+            continue  # it went away meanwhile
+        text = ctypes.create_string_buffer(64)
+        info = ctypes.create_string_buffer(struct.pack("<QIIQII", 0, 0, 0, _pointer(text), len(text), 0))
+        call(OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", descriptor, 32, _pointer(info)))
+        if text.value == name.encode():
+            return descriptor
+        os.close(descriptor)
 
 
 def link_netfilter(program: int, family: int, hook: int, priority: int) -> int:

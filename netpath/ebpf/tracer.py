@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import socket
@@ -17,29 +18,23 @@ from types import TracebackType
 
 from netpath import setns
 from netpath.ebpf import btf as btf_module
-from netpath.ebpf import cache, records, sys
-from netpath.ebpf import programs as programs_module
+from netpath.ebpf import cache, providers, sys
 from netpath.ebpf.headers import QUOTING, parse
-from netpath.ebpf.ring import Ring
+from netpath.ebpf.kit import Kit
+from netpath.ebpf.providers.base import QUEUE, QUEUE_LOSS, STAGE_LOSS, TRACEPOINTS, Devices, Hook, Inside
+from netpath.ebpf.providers.netfilter_links import HOOKS as NETFILTER_HOOKS
 from netpath.errors import MissingError, NetpathError
 from netpath.model import nonce as layout
-from netpath.model.event import LOCAL_IN_PRIORITY, LOCAL_OUT_PRIORITY, QUEUED, Boundary, Event, Stamp
-from netpath.model.packet import Ethernet, Headers, Icmp, Ipv4, Udp, Vlan
+from netpath.model.event import QUEUED, Boundary, Event, Stamp
+from netpath.model.packet import Ethernet, Headers, Icmp, Ipv4, Ipv6, Udp, Vlan
 
 RING_BYTES = 1 << 20
-NFPROTO = (socket.AF_INET, socket.AF_INET6)
-NF_LOCAL_IN, NF_LOCAL_OUT = 1, 3
-NETFILTER_HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
-"""By their numbers (enum nf_inet_hooks)."""
 TCP_SYN_BYTES = 32
 """A probe's SYN with its options (netpath/probe/build.py): what its packet ends with."""
 _QUEUED = 255
 """NP_QUEUED in probes/event.h."""
-STAGE_LOSS = "time inside the kernel can't be split into conntrack, nat, filter and routing; it is shown as other"
 TUNNEL_KINDS = {"vxlan": 1, "ip": 2, "sleeve": 3}
 ETHERNET_TYPES = (1, 772)
-RUNS_AT_ONCE = 32
-"""Priorities tried for a hook at LOCAL_IN and LOCAL_OUT, each of which one run can have in a namespace (net/netfilter/nf_bpf_link.c)."""
 LOADERS = min(4, os.cpu_count() or 1)
 TAG_BYTES = 4
 TAIL_SIZES = (18, 400)
@@ -47,70 +42,30 @@ TAIL_SIZES = (18, 400)
 a packet in an ICMP error (net/ipv4/icmp.c), which with tunnels around it leaves the second."""
 CHECK_BYTES = 40
 """Payload of the self-check's packet when the run's own have no common size."""
-SCRATCH_BYTES = 8 + 256 + 64
-"""struct np_scratch: a flag, the front of a packet, and room to read beyond it (probes/walk.h)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hook:
-    """One place where a probe is attached. `needed` says what a trace loses without it; empty: it can do without."""
-
-    name: str
-    program: str
-    tracepoint: str | None
-    needed: str
-
-
-TRACEPOINTS = (
-    Hook("tx", "np_tx", "net_dev_start_xmit", "no hop is seen when a device sends"),
-    Hook("rx", "np_rx", "netif_receive_skb", "no hop is seen when a device receives"),
-    Hook("drop", "np_drop", "kfree_skb", "drops are seen as losses, without a reason"),
-    Hook("socket", "np_socket", "sk_data_ready", ""),
-    Hook("tun_read", "np_tun_read", "skb_copy_datagram_iovec", ""),
-)
-QUEUE = Hook("queued", "np_queued", "qdisc_enqueue", "")
-"""Attached with the marks of stages, of which it is one: where a queueing discipline takes a packet."""
-QUEUE_LOSS = "time in a queueing discipline is shown as other"
-NETFILTER = (
-    (Hook("local_in", "np_local_in", None, ""), NF_LOCAL_IN, LOCAL_IN_PRIORITY),
-    (Hook("local_out", "np_local_out", None, ""), NF_LOCAL_OUT, LOCAL_OUT_PRIORITY),
-)
-FUNCTIONS = (
-    ("socket", "np_socket", "sock_def_readable"),
-    ("local_in", "np_deliver", "ip_protocol_deliver_rcu"),
-    ("local_in", "np_deliver", "ip6_protocol_deliver_rcu"),
-)
-"""(hook, program, kernel function): what stands in for a hook that the kernel lacks, by fentry. Needs BTF-typed programs; not every
-kernel that has those lets programs onto functions."""
 HOOK_NAMES = {1: "tx", 2: "rx", 3: "drop", 4: "socket", 5: "local_in", 6: "local_out", 7: "tun_read"}
 ROLES = {1: "probe", 2: "answer", 3: "error"}
-
-
-@dataclass(frozen=True, slots=True)
-class Provider:
-    """A way to hang a program on a tracepoint. `direct`: its programs may read kernel memory by plain loads."""
-
-    name: str
-    direct: bool
-
-
-PROVIDERS = (Provider("BTF-typed tracepoints", True), Provider("raw tracepoints", False))
-"""Best first; the first whose programs the kernel loads is used. What the second costs more is in docs/probes.md."""
+NO_ARRIVALS = (
+    "delivery: no hook of this kernel tells that such a packet arrives (sk_data_ready, netfilter links, fentry, kprobes); "
+    "arrivals are inferred from the last hop"
+)
 
 
 class Tracer:
     """The probes of one run, as a context manager: `load` ahead of time, then `arm` before the first packet is sent.
 
-    `ring_bytes` is the event buffer's size: a power of two, a multiple of the page.
+    `ring_bytes` is the event buffer's size: a power of two, a multiple of the page. `hooks` are the providers that may be used, by
+    name (`netpath.ebpf.providers`); of a family of which none is named any may. Raises UsageError for a name that there is not.
     """
 
-    def __init__(self, *, ring_bytes: int = RING_BYTES) -> None:
+    def __init__(self, *, ring_bytes: int = RING_BYTES, hooks: Sequence[str] = ()) -> None:
         self._ring_bytes = ring_bytes
+        self._choice = providers.chosen(hooks)
+        self._forced = frozenset(hooks)
         self._stack = ExitStack()
-        self._maps: dict[str, int] = {}
+        self._kit: Kit | None = None
+        self._devices: Devices | None = None
+        self._inside: Inside | None = None
         self._loaded: dict[str, int] = {}
-        self._functions: list[tuple[str, int]] = []
-        self._ring: Ring | None = None
         self._symbols: Symbols | None = None
         self._hooks: list[str] = []
         self._missing: list[str] = []
@@ -118,15 +73,11 @@ class Tracer:
         self._tunnel_ports: dict[int, str] = {}
         self._nonce = 0
         self._check_number, self._check_size = 0, CHECK_BYTES
-        self._code: programs_module.Programs | None = None
-        self._stamping: dict[int, int] = {}
         self._stages: Mapping[str, Sequence[Boundary]] = {}
         self._listened: tuple[str, ...] = ()
         self._links: dict[str, list[int]] = {}
         self._stamps: list[Stamp] = []
         self._values: dict[str, int] = {}
-        self.provider = ""
-        """The provider in use, one of `PROVIDERS`."""
         self.timings_ms: dict[str, float] = {}
         """Where `load` spent its time: btf, compile (or reading the cache), load. It runs beside the caller's own work."""
 
@@ -159,8 +110,7 @@ class Tracer:
                 elif kind == "local":
                     self._link_local()
                 else:
-                    hook = next(hook for hook in TRACEPOINTS if hook.name == kind)
-                    self._links.setdefault(kind, []).append(self._open(hook))
+                    self._link_tracepoint(next(hook for hook in TRACEPOINTS if hook.name == kind))
 
     def _detach(self, *kinds: str) -> None:
         for kind in kinds:
@@ -172,6 +122,17 @@ class Tracer:
     def hooks(self) -> tuple[str, ...]:
         """The hooks that are armed."""
         return tuple(self._hooks)
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The names of the providers in use: of what is seen at devices, and of what is seen inside the kernel, if there is one."""
+        return tuple(each.name for each in (self._devices, self._inside) if each is not None)
+
+    @property
+    def programs(self) -> dict[str, int]:
+        """Descriptors of the loaded programs by hook, those that the marks of stages have left out."""
+        inside = self._inside.programs() if self._inside is not None else {}
+        return {**self._loaded, **inside}
 
     @property
     def missing_hooks(self) -> tuple[str, ...]:
@@ -194,78 +155,73 @@ class Tracer:
         return self._counter(0) + self._counter(1)
 
     def _counter(self, which: int) -> int:
-        if "counters" not in self._maps:
+        if self._kit is None:
             return 0
         cpus = _possible_cpus()
-        raw = sys.lookup(self._maps["counters"], struct.pack("<I", which), 8 * cpus)
+        raw = sys.lookup(self._kit.maps["counters"], struct.pack("<I", which), 8 * cpus)
         return sum(struct.unpack(f"<{cpus}Q", raw))
 
-    def load(self, provider: str | None = None) -> None:
+    def load(self) -> None:
         """Make the maps and load the programs; nothing is attached yet.
 
-        `provider` forces one of `PROVIDERS` by name. Raises MissingError when the kernel does not let us, or has no BTF, or when the
-        programs must be compiled and bcc is not there. Most of the time goes to the kernel's verifier, which needs no Python: call it
-        from another thread.
+        Raises MissingError when the kernel does not let us, has no BTF or not the provider that was asked for, or when the programs
+        must be compiled and bcc is not there. Most of the time goes to the kernel's verifier, which needs no Python: call it from
+        another thread.
         """
-        header = programs_module.source_text("event.h")
-        self._event, self._stamp = records.layout(header, "np_event"), records.layout(header, "np_stamp")
-        self._settings = records.layout(header, "np_settings")
         started = time.perf_counter()
-        self._btf = btf_module.read()
-        self._reasons = self._btf.enum("skb_drop_reason")
+        types = btf_module.read()
+        self._reasons = types.enum("skb_drop_reason")
         self.timings_ms["btf"] = (time.perf_counter() - started) * 1000
-        try:
-            self._create_maps()
-        except OSError as error:
-            raise MissingError(
-                f"the kernel refused an eBPF map ({error.strerror}); CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed (run as root)"
-            ) from error
+        self._kit = Kit(types, self._stack, self._ring_bytes)
+        started = time.perf_counter()
+        devices, inside = self._choice
+        # The verifier is most of the work, and each program's is its own: the system call runs without Python's lock.
+        with ThreadPoolExecutor(1) as beside:
+            loading = beside.submit(self._load_inside, [each(self._kit) for each in inside])
+            self._load_devices([each(self._kit) for each in devices])
+        self._inside = loading.result()
+        self.timings_ms["compile"] = self._kit.compile_ms
+        self.timings_ms["load"] = (time.perf_counter() - started) * 1000 - self._kit.compile_ms
+
+    def _load_devices(self, candidates: Sequence[Devices]) -> None:
         failure: sys.LoadError | None = None
-        for candidate in PROVIDERS:
-            if provider not in (None, candidate.name):
-                continue
+        for candidate in candidates:
             try:
-                self._loaded = self._load_all(candidate)
+                self._loaded = self._load_tracepoints(candidate)
             except sys.LoadError as error:
                 failure = failure or error
                 continue
-            self.provider = candidate.name
+            self._devices = candidate
             return
         assert failure is not None
         raise MissingError(_load_failure(failure)) from failure
 
-    def _load_all(self, provider: Provider) -> dict[str, int]:
-        """Descriptors of all programs by hook. Raises LoadError when one of the tracepoints' is refused."""
-        started = time.perf_counter()
-        self._code = code = programs_module.prepare(self._btf, direct=provider.direct)
-        self.timings_ms["compile"] = (time.perf_counter() - started) * 1000
-        started = time.perf_counter()
-        # The verifier is most of the work, and each program's is its own: the system call runs without Python's lock.
+    @staticmethod
+    def _load_tracepoints(provider: Devices) -> dict[str, int]:
+        """Descriptors of the tracepoints' programs by hook. Raises LoadError when one is refused that a trace needs."""
         with ThreadPoolExecutor(LOADERS) as workers:
-            filters = [(hook.name, workers.submit(self._load_netfilter, code, hook)) for hook, _, _ in NETFILTER]
-            loading = [(hook, workers.submit(self._load_tracepoint, code, hook, provider)) for hook in (*TRACEPOINTS, QUEUE)]
-        loaded = {name: program for name, result in filters if (program := result.result()) is not None}
+            loading = [(hook, workers.submit(provider.load, hook)) for hook in (*TRACEPOINTS, QUEUE)]
+        loaded: dict[str, int] = {}
         for hook, result in loading:
             try:
                 loaded[hook.name] = result.result()
             except sys.LoadError:
                 if hook.needed:
                     raise
-        if provider.direct:
-            self._functions = self._load_functions(code, loaded)
-        self.timings_ms["load"] = (time.perf_counter() - started) * 1000
         return loaded
 
-    def _load_functions(self, code: programs_module.Programs, loaded: Mapping[str, int]) -> list[tuple[str, int]]:
-        """(hook, descriptor) of the programs that stand in for hooks that did not load. One that is refused is not there."""
-        found = []
-        for hook, program, function in FUNCTIONS:
-            type_id = self._btf.find(btf_module.KIND_FUNC, function) if hook not in loaded else None
-            if type_id is not None:
-                with contextlib.suppress(sys.LoadError):
-                    how = {"attach_type": sys.TRACE_FENTRY, "attach_btf_id": type_id}
-                    found.append((hook, self._load(code, sys.PROG_TRACING, program, **how)))
-        return found
+    def _load_inside(self, candidates: Sequence[Inside]) -> Inside | None:
+        """The first that this kernel has; None for none. Raises MissingError when it was asked for."""
+        for candidate in candidates:
+            try:
+                candidate.load()
+            except sys.LoadError as error:
+                if candidate.name in self._forced and candidate is candidates[-1]:
+                    what = f"--hooks {candidate.name}: {candidate.title} does not work on this kernel"
+                    raise MissingError(f"{what} ({error.strerror}); it needs {candidate.requirement}") from error
+                continue
+            return candidate
+        return None
 
     def arm(
         self,
@@ -277,6 +233,7 @@ class Tracer:
         payload: int | None = None,
         listen_in: Sequence[str] = (),
         stages: Mapping[str, Sequence[Boundary]] | None = None,
+        sockets: bool = True,
     ) -> None:
         """Attach. From here on every packet that carries `nonce` and a sequence number up to `count` is reported.
 
@@ -285,15 +242,18 @@ class Tracer:
         a netfilter hook; one that is gone by now is passed over. `stages` are the marks to be put among what is registered at
         netfilter hooks, by the file of their namespace (see `take_stamps`). Raises MissingError.
 
+        `sockets`: what arrives is for a socket, as datagrams are and SYNs and echoes are not.
+
         `payload` is the size of every probe's payload, if they are all of one: other packets are then told by their end alone, at
         half the cost to them. It is not used where padding or a shortened quotation in an ICMP error could hide the end.
         """
+        assert self._kit is not None
         usable = payload is not None and tcp_base is None and TAIL_SIZES[0] <= payload <= TAIL_SIZES[1]
         self._check_size = payload if usable and payload is not None else CHECK_BYTES
         self._nonce, self._tunnel_ports = nonce, dict(tunnel_ports)
         self._check_number = count + 1
         for port, tunnel in tunnel_ports.items():
-            sys.update(self._maps["tunnels"], struct.pack("<H", port), bytes([TUNNEL_KINDS[tunnel]]))
+            sys.update(self._kit.maps["tunnels"], struct.pack("<H", port), bytes([TUNNEL_KINDS[tunnel]]))
         self._values = {
             "nonce": nonce,
             "tcp_base": tcp_base or 0,
@@ -303,163 +263,63 @@ class Tracer:
             "tail": self._check_size if usable else 0,
             "stage_tail": 0 if not stages else TCP_SYN_BYTES if tcp_base is not None else payload or 0,
         }
-        sys.update(self._maps["settings"], struct.pack("<I", 0), self._settings.pack(self._values))
+        self._kit.configure(self._values)
         self._attach_tracepoints()
-        self._attach_netfilter(listen_in)
-        self._attach_functions()
-        self._attach_stages(stages or {})
-        if "socket" not in self._hooks and "local_in" not in self._hooks:
-            self._missing.append("delivery: neither sk_data_ready nor netfilter links; arrivals are inferred from the last hop")
+        self._listened = tuple(listen_in)
+        self._hooks += [hook for hook in self._link_local() if hook not in self._hooks]
+        self._stages = {path: boundaries for path, boundaries in (stages or {}).items() if boundaries}
+        if self._stages:
+            if QUEUE.name not in self._loaded:
+                self._missing_stages.append(f"stages: tracepoint {QUEUE.tracepoint}: not in this kernel; {QUEUE_LOSS}")
+            self._missing_stages += self._link_stages()
+        if "local_in" not in self._hooks and not (sockets and "socket" in self._hooks):
+            self._missing.append(NO_ARRIVALS)
 
     def expect_payload(self, size: int) -> None:
         """From here on all probes have a payload of `size` bytes: for a run of several sizes, armed for none. Not of TCP."""
         tail = size if TAIL_SIZES[0] <= size <= TAIL_SIZES[1] else 0
-        settings = self._settings.pack({**self._values, "tail": tail, "stage_tail": size})
-        sys.update(self._maps["settings"], struct.pack("<I", 0), settings)
-
-    def _create_maps(self) -> None:
-        for name, kind, key, value, entries in (
-            ("settings", sys.MAP_ARRAY, 4, self._settings.struct.size, 1),
-            ("tunnels", sys.MAP_HASH, 2, 1, 256),
-            ("counters", sys.MAP_PERCPU_ARRAY, 4, 8, 4),
-            ("scratch", sys.MAP_PERCPU_ARRAY, 4, SCRATCH_BYTES, 16),
-            ("events", sys.MAP_RINGBUF, 0, 0, self._ring_bytes),
-        ):
-            descriptor = sys.create_map(kind, key, value, entries, f"np_{name}")
-            self._stack.callback(os.close, descriptor)
-            self._maps[name] = descriptor
-        self._ring = Ring(self._maps["events"], self._ring_bytes)
-        self._stack.callback(self._ring.close)
-
-    def _load(self, code: programs_module.Programs, kind: int, program: str, **how: int) -> int:
-        descriptor = sys.load(kind, code.linked(program, self._maps), program, **how)
-        self._stack.callback(os.close, descriptor)
-        return descriptor
-
-    def _load_tracepoint(self, code: programs_module.Programs, hook: Hook, provider: Provider) -> int:
-        if not provider.direct:
-            return self._load(code, sys.PROG_RAW_TRACEPOINT, hook.program)
-        type_id = self._btf.find(btf_module.KIND_TYPEDEF, f"btf_trace_{hook.tracepoint}")
-        if type_id is None:
-            raise sys.LoadError(errno.ENOENT, f"this kernel has no tracepoint {hook.tracepoint}", "")
-        return self._load(code, sys.PROG_TRACING, hook.program, attach_type=sys.TRACE_RAW_TP, attach_btf_id=type_id)
-
-    def _load_netfilter(self, code: programs_module.Programs, hook: Hook) -> int | None:
-        """None on a kernel before 6.4, or without such programs: sk_data_ready or the last hop stand in."""
-        try:
-            return self._load(code, sys.PROG_NETFILTER, hook.program, attach_type=sys.NETFILTER_ATTACH)
-        except OSError:
-            return None
+        assert self._kit is not None
+        self._kit.configure({**self._values, "tail": tail, "stage_tail": size})
 
     def _attach_tracepoints(self) -> None:
         for hook in TRACEPOINTS:
             try:
                 if hook.name not in self._loaded:
                     raise FileNotFoundError(errno.ENOENT, "not in this kernel")
-                link = self._open(hook)
+                self._link_tracepoint(hook)
             except OSError as error:
                 if hook.needed:
                     self._missing.append(f"{hook.name}: tracepoint {hook.tracepoint}: {error.strerror}; {hook.needed}")
                 continue
-            self._links.setdefault(hook.name, []).append(link)
             self._hooks.append(hook.name)
 
-    def _open(self, hook: Hook) -> int:
-        # A BTF-typed program knows its tracepoint; the name is for the others.
-        typed = self.provider == PROVIDERS[0].name
-        return sys.open_raw_tracepoint(self._loaded[hook.name], None if typed else hook.tracepoint)
+    def _link_tracepoint(self, hook: Hook) -> None:
+        assert self._devices is not None
+        self._links.setdefault(hook.name, []).append(self._devices.attach(hook, self._loaded[hook.name]))
 
-    def _attach_functions(self) -> None:
-        for hook, program in self._functions:
-            with contextlib.suppress(OSError):
-                self._stack.callback(os.close, sys.open_raw_tracepoint(program, None))
-                if hook not in self._hooks:
-                    self._hooks.append(hook)
+    def _link_local(self) -> frozenset[str]:
+        """Watch deliveries and sends; which of socket, local_in and local_out are seen so."""
+        if self._inside is None or not self._listened:
+            return frozenset()
+        links, seen = self._inside.attach_local(self._listened, socket="socket" not in self._loaded)
+        self._links.setdefault("local", []).extend(links)
+        return seen
 
-    def _attach_netfilter(self, paths: Sequence[str]) -> None:
-        self._listened = tuple(paths)
-        if self._link_local():
-            self._hooks += [hook.name for hook, _, _ in NETFILTER if hook.name in self._loaded]
-
-    def _link_local(self) -> bool:
-        """Attach the hooks of deliveries and sends in every namespace that is listened in; False: nowhere."""
-        loaded = [(self._loaded[hook.name], number, priority) for hook, number, priority in NETFILTER if hook.name in self._loaded]
-        made = self._links.setdefault("local", [])
-        for path in self._listened if loaded else ():
-            with ThreadPoolExecutor(1) as worker:
-                made += worker.submit(_link_in, path, loaded).result()
-        return bool(made)
-
-    def _attach_stages(self, stages: Mapping[str, Sequence[Boundary]]) -> None:
+    def _link_stages(self) -> list[str]:
         """Put the marks in place. What the kernel can't do is not missing from the path, only from its stages."""
-        wanted = sorted({boundary.priority for boundaries in stages.values() for boundary in boundaries})
-        if not wanted:
-            return
-        with ThreadPoolExecutor(LOADERS) as workers:
-            refused = [error for error in workers.map(self._load_stamp, wanted) if error is not None]
-        if refused:
-            self._missing_stages.append(f"stages: netfilter links: {refused[0].strerror}; {STAGE_LOSS}")
-            return
-        self._stages = stages
-        if QUEUE.name not in self._loaded:
-            self._missing_stages.append(f"stages: tracepoint {QUEUE.tracepoint}: not in this kernel; {QUEUE_LOSS}")
-        for path, boundary, error in self._link_stages():
-            where = f"{boundary.hook} at {boundary.priority} in {Path(path).name}"
-            self._missing_stages.append(f"stages: {where}: {error.strerror}; {STAGE_LOSS}")
-
-    def _link_stages(self) -> list[tuple[str, Boundary, OSError]]:
-        """Attach the marks in every namespace; those that could not be."""
-        refused: list[tuple[str, Boundary, OSError]] = []
-        if self._stages and QUEUE.name in self._loaded:
-            self._links.setdefault("stamp", []).append(self._open(QUEUE))
-        for path, boundaries in self._stages.items():
-            with ThreadPoolExecutor(1) as worker:
-                links, failed = worker.submit(self._stamp_in, path, boundaries).result()
-            self._links.setdefault("stamp", []).extend(links)
-            refused += [(path, boundary, error) for boundary, error in failed]
-        return refused
-
-    def _load_stamp(self, priority: int) -> OSError | None:
-        """Have the program for a priority loaded; None, or why that can't be."""
-        if priority in self._stamping:
-            return None
-        assert self._code is not None
-        try:
-            code = self._code.at_priority("np_stamp", self._maps, priority)
-            descriptor = sys.load(sys.PROG_NETFILTER, code, "np_stamp", attach_type=sys.NETFILTER_ATTACH)
-        except OSError as error:
-            return error
-        self._stack.callback(os.close, descriptor)
-        self._stamping[priority] = descriptor
-        return None
-
-    def _stamp_in(self, path: str, boundaries: Sequence[Boundary]) -> tuple[list[int], list[tuple[Boundary, OSError]]]:
-        """Attach the marks of one namespace; the calling thread stays in it and must end. A namespace that is gone needs none."""
-        links: list[int] = []
-        failed: list[tuple[Boundary, OSError]] = []
-        try:
-            setns.enter_path(path)
-        except OSError:
-            return links, failed
-        for boundary in boundaries:
-            step = 1 if boundary.limit >= boundary.priority else -1
-            number, family = NETFILTER_HOOKS.index(boundary.hook), socket.AF_INET6 if boundary.family == 6 else socket.AF_INET
-            for priority in range(boundary.priority, boundary.limit + step, step):
-                try:
-                    if (refused := self._load_stamp(priority)) is not None:
-                        raise refused
-                    links.append(sys.link_netfilter(self._stamping[priority], family, number, priority))
-                except OSError as error:
-                    if error.errno == errno.EBUSY and priority != boundary.limit:
-                        continue  # another run's mark is there: two programs can't share a priority
-                    failed.append((boundary, error))
-                break
-        return links, failed
+        if QUEUE.name in self._loaded:
+            assert self._devices is not None
+            self._links.setdefault("stamp", []).append(self._devices.attach(QUEUE, self._loaded[QUEUE.name]))
+        if self._inside is None:
+            return [f"stages: none of {', '.join(each.title for each in self._choice[1])} on this kernel; {STAGE_LOSS}"]
+        links, failed = self._inside.attach_stages(self._stages)
+        self._links.setdefault("stamp", []).extend(links)
+        return failed
 
     def take_stamps(self) -> list[Stamp]:
         """The marks of stages that `drain` came across, since the last call."""
         taken, self._stamps = self._stamps, []
-        return taken
+        return self._inside.marks(taken) if self._inside is not None else taken
 
     def drain(self) -> list[Event]:
         """All events since the last call, in the order the buffer has them. The self-check's own are left out."""
@@ -467,30 +327,33 @@ class Tracer:
 
     def take(self) -> list[bytes]:
         """The records since the last call as they are in the buffer, for `decoded` to read when there is time."""
-        return list(self._ring.records()) if self._ring is not None else []
+        return list(self._kit.ring.records()) if self._kit is not None else []
 
     def decoded(self, records: Sequence[bytes]) -> tuple[list[Event], list[Stamp]]:
         """What `take` took; the self-check's own are left out."""
-        stamp = self._stamp.struct.size
+        assert self._kit is not None
+        stamp = self._kit.stamp.struct.size
         events = [self._decode(raw) for raw in records if len(raw) != stamp]
         stamps = [self._decode_stamp(raw) for raw in records if len(raw) == stamp]
+        stamps = self._inside.marks(stamps) if self._inside is not None else stamps
         return [event for event in events if event.sequence != self._check_number], stamps
 
     def discard(self) -> int:
         """Empty the buffer without decoding it; how many events there were."""
-        return sum(1 for _ in self._ring.records()) if self._ring is not None else 0
+        return sum(1 for _ in self._kit.ring.records()) if self._kit is not None else 0
 
     def _events(self) -> Iterator[Event]:
-        if self._ring is None:
+        if self._kit is None:
             return
-        for raw in self._ring.records():
-            if len(raw) == self._stamp.struct.size:
+        for raw in self._kit.ring.records():
+            if len(raw) == self._kit.stamp.struct.size:
                 self._stamps.append(self._decode_stamp(raw))
             else:
                 yield self._decode(raw)
 
     def _decode_stamp(self, raw: bytes) -> Stamp:
-        record = self._stamp.unpack(raw)
+        assert self._kit is not None
+        record = self._kit.stamp.unpack(raw)
         return Stamp(
             time_ns=record["time"],
             netns=record["netns"],
@@ -503,7 +366,8 @@ class Tracer:
         )
 
     def _decode(self, raw: bytes) -> Event:
-        record = self._event.unpack(raw)
+        assert self._kit is not None
+        record = self._kit.event.unpack(raw)
         captured = record["data"][: record["captured"]]
         headers, ip_length = parse(captured, record["l3"], record["protocol"], self._tunnel_ports)
         if record["l3"] == 0 and captured and not headers:
@@ -514,10 +378,15 @@ class Tracer:
         hook = HOOK_NAMES[record["hook"]]
         reason = symbol = None
         if hook == "drop":
-            reason = self._reasons.get(record["reason"], str(record["reason"])).removeprefix("SKB_DROP_REASON_")
+            # Before 5.17 there are no reasons, only the function that freed it.
+            known = self._reasons.get(record["reason"], str(record["reason"])) if self._reasons else "NOT_SPECIFIED"
+            reason = known.removeprefix("SKB_DROP_REASON_")
             if reason == "NOT_SPECIFIED":
                 self._symbols = self._symbols or Symbols()
                 symbol = self._symbols.name(record["location"])
+        if hook == "local_out":
+            ip_length = record["length"]
+            headers = _with_length(headers, ip_length)
         length = record["length"] + record["ahead"]
         if hook in ("local_in", "local_out", "socket", "drop") or record["device_type"] not in ETHERNET_TYPES:
             length = max(
@@ -634,27 +503,12 @@ def _with_tag(headers: Headers, protocol: int, tag: int) -> Headers:
     return (*headers[:at], Vlan(tag & 0xFFF, protocol), *headers[at:])
 
 
-def _link_in(path: str, loaded: Sequence[tuple[int, int, int]]) -> list[int]:
-    """Attach (program, hook, priority) to the netfilter hooks of one namespace; its thread stays in that namespace and must end.
-
-    A namespace that is gone by now has no deliveries to watch.
-    """
-    links: list[int] = []
-    try:
-        setns.enter_path(path)
-    except OSError:
-        return links
-    for program, number, priority in loaded:
-        outwards = 1 if priority > 0 else -1
-        for family in NFPROTO:
-            for step in range(RUNS_AT_ONCE):
-                try:
-                    links.append(sys.link_netfilter(program, family, number, priority + outwards * step))
-                except OSError as error:
-                    if error.errno == errno.EBUSY:
-                        continue  # another run's hook is there: two programs can't share a priority
-                break  # attached, or no IPv6 in this kernel or namespace
-    return links
+def _with_length(headers: Headers, length: int) -> Headers:
+    """With an IP header that has its length: a function before LOCAL_OUT sees it before it is filled in (__ip_local_out)."""
+    return tuple(
+        dataclasses.replace(header, length=length) if number == 0 and isinstance(header, Ipv4 | Ipv6) else header
+        for number, header in enumerate(headers)
+    )
 
 
 def _load_failure(error: sys.LoadError) -> str:

@@ -279,6 +279,7 @@ def arm(
         payload=payload,
         listen_in=[path for inode in inodes if (path := entry(index, inode))],
         stages=marks(index, registered) if registered is not None else None,
+        sockets=all(flow.protocol == "udp" for _, flow in ways),
     )
 
 

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from netpath import lab
-from netpath.ebpf.tracer import PROVIDERS, Tracer
+from netpath.ebpf.providers import DEVICES
+from netpath.ebpf.tracer import Tracer
 from netpath.model import nonce as layout
 from tests.bench.harness import Ratio, machine, paired, write
 
@@ -45,8 +46,8 @@ def armed(made: lab.Lab, nonce: int, provider: str, *, stages: bool) -> Iterator
     """A tracer on devices alone, or with the netfilter hooks of every namespace of the lab as well; a thread empties its buffer."""
     import threading
 
-    with Tracer() as tracer:
-        tracer.load(provider)
+    with Tracer(hooks=[provider]) as tracer:
+        tracer.load()
         paths = [f"/run/netns/{name}" for name in made.namespaces] if stages else []
         tracer.arm(nonce, count=10, tunnel_ports={8472: "vxlan"}, payload=64, listen_in=paths)
         tracer.self_check()
@@ -82,7 +83,7 @@ def main() -> int:
 
             return measure
 
-        for provider in PROVIDERS:
+        for provider in DEVICES:
             for name, payload in (("traced packets", marked), ("other packets", foreign)):
                 for hooks, stages in (("devices", False), ("devices and local hooks", True)):
                     ratio = paired(

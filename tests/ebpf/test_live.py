@@ -26,7 +26,8 @@ from scapy.layers.vxlan import VXLAN
 
 from netpath.ebpf import sys as bpf
 from netpath.ebpf.headers import parse
-from netpath.ebpf.tracer import PROVIDERS, Tracer
+from netpath.ebpf.providers import DEVICES
+from netpath.ebpf.tracer import Tracer
 from netpath.errors import MissingError
 from netpath.model import nonce as layout
 from netpath.model.event import Boundary, Event
@@ -121,14 +122,14 @@ def test_udp_to_a_closed_port_is_dropped_with_its_reason(pair: tuple[Netns, Netn
     assert {event.sequence for event in events} == {3}
 
 
-@pytest.mark.parametrize("provider", [each.name for each in PROVIDERS])
+@pytest.mark.parametrize("provider", [each.name for each in DEVICES])
 def test_with_a_common_size_the_end_of_a_packet_decides(pair: tuple[Netns, Netns], provider: str) -> None:
     """Probes of the size that was armed are seen, and what quotes them; a longer datagram with the same mark is another's."""
     a, b = pair
     nonce = layout.new_nonce()
-    with Tracer() as tracer, a.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        tracer.load(provider)
-        assert tracer.provider == provider
+    with Tracer(hooks=[provider]) as tracer, a.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        tracer.load()
+        assert tracer.providers[0] == provider
         tracer.arm(nonce, count=9, tunnel_ports=PORTS, payload=40, listen_in=[b.path])
         tracer.self_check()
         sender.sendto(layout.pack(nonce, 1, 41), ("10.9.0.2", 9))
@@ -438,7 +439,7 @@ def wait_gone(held: Mapping[int, set[int]]) -> None:
 
 CHILD = """
 import sys
-from netpath.ebpf.tracer import PROVIDERS, Tracer
+from netpath.ebpf.tracer import Tracer
 with Tracer() as tracer:
     tracer.load()
     tracer.arm(1, count=1, tunnel_ports={4789: "vxlan"}, listen_in=sys.argv[1:])

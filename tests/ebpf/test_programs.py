@@ -38,12 +38,12 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.root
 @pytest.mark.ebpf
 def test_the_second_time_nothing_is_compiled(empty_cache: Path) -> None:
-    first = programs.prepare(btf.read(), direct=True)
+    first = programs.prepare(btf.read(), "typed")
     assert first.compiled
-    script = "import sys; from netpath.ebpf import btf, programs; p = programs.prepare(btf.read(), direct=True); print(p.compiled, 'bcc' in sys.modules)"
+    script = "import sys; from netpath.ebpf import btf, programs; p = programs.prepare(btf.read(), 'typed'); print(p.compiled, 'bcc' in sys.modules)"
     second = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=ROOT)
     assert second.stdout.split() == ["False", "False"]
-    again = programs.prepare(btf.read(), direct=True)
+    again = programs.prepare(btf.read(), "typed")
     assert (again.code, again.references) == (first.code, first.references)
 
 
@@ -51,10 +51,10 @@ def test_the_second_time_nothing_is_compiled(empty_cache: Path) -> None:
 @pytest.mark.root
 @pytest.mark.ebpf
 def test_other_offsets_are_other_programs(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = programs.prepare(btf.read(), direct=True)
+    first = programs.prepare(btf.read(), "typed")
     real = programs.defines
     monkeypatch.setattr(programs, "defines", lambda types: {**real(types), "OFF_sk_buff_len": 4})
-    second = programs.prepare(btf.read(), direct=True)
+    second = programs.prepare(btf.read(), "typed")
     assert second.compiled
     assert second.code["np_tx"] != first.code["np_tx"]
 
@@ -66,7 +66,7 @@ def test_without_bcc_and_without_a_cache_the_package_is_named(empty_cache: Path,
     (hidden / "bcc.py").write_text("raise ImportError('not here')\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(hidden), str(ROOT))))
     with pytest.raises(MissingError, match="apt-get install python3-bpfcc"):
-        programs.prepare(btf.read(), direct=True)
+        programs.prepare(btf.read(), "typed")
     where = cache.folder()
     assert where is not None
     assert not list(where.glob("programs-*"))

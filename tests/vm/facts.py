@@ -17,8 +17,7 @@ def sizes() -> dict[str, dict[str, int | None]]:
     """By hook, the programs that netpath's choice of provider loads here."""
     with Tracer() as tracer:
         tracer.load()
-        loaded = {**tracer._loaded, **dict(tracer._functions)}
-        found = {name: sys.program_size(program) for name, program in sorted(loaded.items())}
+        found = {name: sys.program_size(program) for name, program in sorted(tracer.programs.items())}
     return {name: {"instructions": size.instructions, "verified": size.verified} for name, size in found.items()}
 
 
