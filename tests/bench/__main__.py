@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("observer", "armed", "residual", "closure", "known", "compare")
+NAMES = ("observer", "armed", "residual", "closure", "known", "ratio", "compare")
 
 
 def main(words: list[str]) -> int:

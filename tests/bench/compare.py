@@ -78,6 +78,20 @@ def compared(words: Sequence[str] = ()) -> tuple[Document, float]:
     return document, time.monotonic() - began
 
 
+def summary(content: Document) -> str:
+    """Seconds of both runs, and for each ratio how many modes moved by no more than the limit."""
+    first, second = content["seconds"]
+    lines = [f"compare: {first:.0f} s and {second:.0f} s (at most {LONGEST_S:.0f})"]
+    for name in RATIOS:
+        found = content[name]
+        lines.append(
+            f"  {name}: {found['within_limit']} of {found['of']} modes within {LIMIT:.0%}, the worst {found['worst']} "
+            f"{found['worst_change'] or 0.0:+.0%}; {found['pairs_told_apart_in_both']} pairs told apart in both, "
+            f"{len(found['pairs_in_another_order'])} in another order"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     runs = [compared() for _ in range(2)]
     seconds = [taken for _, taken in runs]
@@ -89,7 +103,8 @@ def main() -> int:
         "in_time": max(seconds) <= LONGEST_S,
         "left_out": runs[0][0]["skipped"],
         **found,
+        "runs": [document for document, _ in runs],
     }
     RESULTS.write_text(json.dumps(content, indent=2) + "\n")
-    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+    sys.stdout.write(summary(content))
     return 0

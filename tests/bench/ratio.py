@@ -1,0 +1,117 @@
+"""Does netpath find the same ratio between two datapaths as an independent ping-pong does?
+
+VXLAN over host-gw, and host-gw with DNAT and masquerading over host-gw without. Both paths of a pair are there at the same time. Every
+round has blocks of the C program with nothing attached, twice (the control), and traced ones, on both, in random order. netpath's
+figure is the sum of its stages from the sender's call to the receiver's return, the ping-pong's half of a round trip.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from netpath import lab
+from netpath.trace import calibrate
+from tests.bench.closure import stages, trimmed
+from tests.bench.harness import SEED, machine, median_interval
+from tests.bench.onpath import PORT, Armed, Block, Course, armed, build
+
+ROUNDS = 50
+COUNT = 30
+SERVICE = "10.99.0.9"
+LOW, HIGH = 0.97, 1.03
+
+
+@contextlib.contextmanager
+def ready(mode: str, program: Path, *, translated: bool = False) -> Iterator[Armed]:
+    """A lab's path from pod to pod, armed; `translated`: by an address that node1 translates, and from node1's own."""
+    with lab.running(mode) as made:
+        client, server, address = made.pod("pod1a"), made.pod("pod2a"), made.pod("pod2a").address
+        if translated:
+            for rule in (
+                f"PREROUTING 1 -d {SERVICE} -p udp --dport {PORT} -j DNAT --to-destination {address}:{PORT}",
+                f"POSTROUTING 1 -d {address} -p udp --dport {PORT} -j MASQUERADE",
+            ):
+                words = ["iptables", "-w", "-t", "nat", "-I", *rule.split()]
+                subprocess.run(["nsenter", f"--net={made.node('node1').path}", *words], check=True)
+            address = SERVICE
+        with Course(program, client, server, address) as course, armed(course) as on:
+            on.block(COUNT)
+            yield on
+
+
+def measure(name: str, subject: tuple[str, bool], reference: tuple[str, bool], program: Path) -> dict[str, Any]:
+    order = random.Random(SEED)
+    plain: dict[str, list[float]] = defaultdict(list)
+    control: dict[str, list[float]] = defaultdict(list)
+    rounds: dict[str, list[dict[str, Block]]] = defaultdict(list)
+    with ExitStack() as stack:
+        sides = {
+            side: stack.enter_context(ready(mode, program, translated=translated))
+            for side, (mode, translated) in (("subject", subject), ("reference", reference))
+        }
+        for _ in range(ROUNDS):
+            tasks = [(side, what) for side in sides for what in ("plain", "control", *calibrate.ARRANGEMENTS)]
+            order.shuffle(tasks)
+            blocks: dict[str, dict[str, Block]] = defaultdict(dict)
+            for side, what in tasks:
+                if what in ("plain", "control"):
+                    into = plain if what == "plain" else control
+                    into[side].append(trimmed([value / 2 for value in sides[side].plain(COUNT).round_trips]))
+                else:
+                    blocks[side][what] = sides[side].block(COUNT, left=calibrate.ARRANGEMENTS[what])
+            for side in sides:
+                rounds[side].append(blocks[side])
+        sums: dict[str, list[float]] = {}
+        for side, each in rounds.items():
+            unseen = calibrate.estimate([{what: block.samples() for what, block in one.items()} for one in each])
+            sums[side] = [sum(stages(one["all"], unseen).values()) for one in each]
+    ours = [one / other for one, other in zip(sums["subject"], sums["reference"], strict=True)]
+    theirs = [one / other for one, other in zip(plain["subject"], plain["reference"], strict=True)]
+    again = [one / other for one, other in zip(control["subject"], control["reference"], strict=True)]
+    both = [one / other for one, other in zip(ours, theirs, strict=True)]
+    aa = [one / other for one, other in zip(again, theirs, strict=True)]
+    return {
+        "name": name,
+        "netpath": statistics.median(ours),
+        "netpath_ci95": median_interval(ours),
+        "ping_pong": statistics.median(theirs),
+        "ping_pong_ci95": median_interval(theirs),
+        "netpath_over_ping_pong": statistics.median(both),
+        "ci95": median_interval(both),
+        "within_limit": LOW <= statistics.median(both) <= HIGH,
+        "aa": statistics.median(aa),
+        "aa_ci95": median_interval(aa),
+        "sum_of_stages_ns": {side: statistics.median(values) for side, values in sums.items()},
+        "half_round_trip_ns": {side: statistics.median(values) for side, values in plain.items()},
+        "rounds": ROUNDS,
+    }
+
+
+def main() -> int:
+    program = build()
+    results = []
+    for name, subject, reference in (
+        ("VXLAN over host-gw", ("flannel-vxlan", False), ("flannel-hostgw", False)),
+        ("DNAT and masquerading over neither, host-gw", ("flannel-hostgw", True), ("flannel-hostgw", False)),
+    ):
+        result = measure(name, subject, reference, program)
+        results.append(result)
+        low, high = result["ci95"]
+        sys.stdout.write(
+            f"ratio, {name}: netpath {result['netpath']:.3f}, ping-pong {result['ping_pong']:.3f}: {result['netpath_over_ping_pong']:.3f}"
+            f" [{low:.3f}, {high:.3f}]; A/A {result['aa']:.3f} [{result['aa_ci95'][0]:.3f}, {result['aa_ci95'][1]:.3f}]; {ROUNDS} rounds\n"
+        )
+        sys.stdout.flush()
+    target = Path(__file__).with_name("results-ratio.json")
+    target.write_text(json.dumps({"machine": machine(), "results": results}, indent=2) + "\n")
+    return 0
