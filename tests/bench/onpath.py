@@ -83,6 +83,10 @@ class Run:
     sent: dict[int, int]
     received: dict[int, int]
 
+    def one_way(self) -> list[float]:
+        """ns from each call of send to the return of the other end's receive call: both read one clock."""
+        return [float(self.received[number] - taken) for number, taken in self.sent.items()]
+
 
 @dataclass
 class Armed:

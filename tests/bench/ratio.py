@@ -2,7 +2,7 @@
 
 VXLAN over host-gw, and host-gw with DNAT and masquerading over host-gw without. Both paths of a pair are there at the same time. Every
 round has blocks of the C program with nothing attached, twice (the control), and traced ones, on both, in random order. netpath's
-figure is the sum of its stages from the sender's call to the receiver's return, the ping-pong's half of a round trip.
+figure is the sum of its stages from the sender's call to the receiver's return, the ping-pong's its own time between these.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from netpath import lab
 from netpath.trace import calibrate
+from netpath.trace.stats import quantile
 from tests.bench.closure import stages, trimmed
-from tests.bench.harness import SEED, machine, median_interval
+from tests.bench.harness import SEED, machine
 from tests.bench.onpath import PORT, Armed, Block, Course, armed, build
 
-ROUNDS = 50
-COUNT = 30
+ROUNDS = 120
+COUNT, PLAIN = 30, 90
+"""Round trips of a traced block, and of one with nothing attached."""
+RESAMPLES = 1000
 SERVICE = "10.99.0.9"
 LOW, HIGH = 0.97, 1.03
 
@@ -66,7 +69,7 @@ def measure(name: str, subject: tuple[str, bool], reference: tuple[str, bool], p
             for side, what in tasks:
                 if what in ("plain", "control"):
                     into = plain if what == "plain" else control
-                    into[side].append(trimmed([value / 2 for value in sides[side].plain(COUNT).round_trips]))
+                    into[side].append(trimmed(sides[side].plain(PLAIN).one_way()))
                 else:
                     blocks[side][what] = sides[side].block(COUNT, left=calibrate.ARRANGEMENTS[what])
             for side in sides:
@@ -75,26 +78,39 @@ def measure(name: str, subject: tuple[str, bool], reference: tuple[str, bool], p
         for side, each in rounds.items():
             unseen = calibrate.estimate([{what: block.samples() for what, block in one.items()} for one in each])
             sums[side] = [sum(stages(one["all"], unseen).values()) for one in each]
-    ours = [one / other for one, other in zip(sums["subject"], sums["reference"], strict=True)]
-    theirs = [one / other for one, other in zip(plain["subject"], plain["reference"], strict=True)]
-    again = [one / other for one, other in zip(control["subject"], control["reference"], strict=True)]
-    both = [one / other for one, other in zip(ours, theirs, strict=True)]
-    aa = [one / other for one, other in zip(again, theirs, strict=True)]
-    return {
-        "name": name,
-        "netpath": statistics.median(ours),
-        "netpath_ci95": median_interval(ours),
-        "ping_pong": statistics.median(theirs),
-        "ping_pong_ci95": median_interval(theirs),
-        "netpath_over_ping_pong": statistics.median(both),
-        "ci95": median_interval(both),
-        "within_limit": LOW <= statistics.median(both) <= HIGH,
-        "aa": statistics.median(aa),
-        "aa_ci95": median_interval(aa),
-        "sum_of_stages_ns": {side: statistics.median(values) for side, values in sums.items()},
-        "half_round_trip_ns": {side: statistics.median(values) for side, values in plain.items()},
-        "rounds": ROUNDS,
+    series = {
+        "netpath": (sums["subject"], sums["reference"]),
+        "ping_pong": (plain["subject"], plain["reference"]),
+        "again": (control["subject"], control["reference"]),
     }
+    return {"name": name, **compared(series), "sum_of_stages_ns": medians(sums), "one_way_ns": medians(plain), "rounds": ROUNDS}
+
+
+def medians(sides: dict[str, list[float]]) -> dict[str, float]:
+    return {side: statistics.median(values) for side, values in sides.items()}
+
+
+def compared(series: dict[str, tuple[list[float], list[float]]]) -> dict[str, Any]:
+    """Ratios of the sides' medians, and of these; the intervals are the bootstrap's, of whole rounds."""
+
+    def ratios(rounds: Sequence[int]) -> dict[str, float]:
+        found = {
+            name: statistics.median(one[at] for at in rounds) / statistics.median(other[at] for at in rounds)
+            for name, (one, other) in series.items()
+        }
+        return {
+            "netpath": found["netpath"],
+            "ping_pong": found["ping_pong"],
+            "netpath_over_ping_pong": found["netpath"] / found["ping_pong"],
+            "aa": found["again"] / found["ping_pong"],
+        }
+
+    generator, everything = random.Random(SEED), range(ROUNDS)
+    whole = ratios(everything)
+    drawn = [ratios(generator.choices(everything, k=ROUNDS)) for _ in range(RESAMPLES)]
+    spans = {name: sorted(each[name] for each in drawn) for name in whole}
+    intervals = {f"{name}_ci95": (quantile(values, 0.025), quantile(values, 0.975)) for name, values in spans.items()}
+    return {**whole, **intervals, "within_limit": LOW <= whole["netpath_over_ping_pong"] <= HIGH}
 
 
 def main() -> int:
@@ -106,7 +122,7 @@ def main() -> int:
     ):
         result = measure(name, subject, reference, program)
         results.append(result)
-        low, high = result["ci95"]
+        low, high = result["netpath_over_ping_pong_ci95"]
         sys.stdout.write(
             f"ratio, {name}: netpath {result['netpath']:.3f}, ping-pong {result['ping_pong']:.3f}: {result['netpath_over_ping_pong']:.3f}"
             f" [{low:.3f}, {high:.3f}]; A/A {result['aa']:.3f} [{result['aa_ci95'][0]:.3f}, {result['aa_ci95'][1]:.3f}]; {ROUNDS} rounds\n"
