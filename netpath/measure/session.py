@@ -275,6 +275,14 @@ class _Runner:
         self.forgiven = 0
         """Events that were lost in them: nothing of these bursts is in a figure."""
         self._sizes = {each.size for each in planned}
+        self._refusals: set[tuple[int, str | None]] = {
+            (path.drop.netns.inode, path.drop.reason)
+            for way in ways.values()
+            for path in way.prediction.paths
+            if path.outcome == "rejected" and path.drop is not None and path.drop.netns is not None
+        }
+        self.silent = 0
+        """Probes that were refused as others were, but without an ICMP error that says so."""
         self._calibrations: list[Mapping[str, Sequence[calibrate.Sample]]] = []
         self.unseen = calibrate.estimate(())
         self.calibrated = True
@@ -385,13 +393,31 @@ class _Runner:
         found = correlate(
             observer.events, self._index, sorted(sent), observer.send_errors, stamps=observer.stamps, sent_ns=observer.sent_ns
         )
-        for journey in found:
+        for journey in self._refused_alike(found):
             number = sent[journey.sequence].number
             self.journeys[number].append(journey)
             taken = one_way(journey.forward)
             if taken is not None:
                 self.delivered[number].append(taken)
         return True
+
+    def _refused_alike(self, journeys: Sequence[Journey]) -> list[Journey]:
+        """Probes that ended where and why others were refused, or were predicted to be, are refused as well.
+
+        A kernel sends only so many ICMP errors a second to one address (net.ipv4.icmp_ratelimit): most of a burst gets none.
+        """
+        for journey in journeys:
+            end = journey.forward.end
+            if journey.forward.outcome == "rejected" and end is not None and end.hook == "drop":
+                self._refusals.add((end.netns, end.reason))
+        found = []
+        for journey in journeys:
+            end = journey.forward.end
+            silent = journey.forward.outcome == "dropped" and end is not None and (end.netns, end.reason) in self._refusals
+            if silent:
+                self.silent += 1
+            found.append(replace(journey, forward=replace(journey.forward, outcome="rejected")) if silent else journey)
+        return found
 
     def _precise(self, wanted: float) -> bool:
         reached = [robust.precision(sorted(self.delivered[each.number])) for each in self.planned]
@@ -440,6 +466,8 @@ def _measurement(
     notes = [*found.notes, *_elsewhere(runner, found)]
     if runner.repeated:
         notes.append(f"sent again, because an event was lost: {runner.repeated} of {runner.repeated + runner.bursts} bursts")
+    if runner.silent:
+        notes.append(f"{runner.silent} probes were refused without an ICMP error: the kernel sends only so many a second")
     completeness = Completeness(
         "PARTIAL" if reasons else "COMPLETE",
         lost,
@@ -470,7 +498,7 @@ def _measurement(
         underlay=trace(plan.UNDERLAY) if plan.UNDERLAY in ways else None,
         underlay_series=tuple(number for number, _ in paths[plan.UNDERLAY]),
         series=tuple(results),
-        comparisons=_comparisons(runner, results, ways[plan.PATH].prediction, found),
+        comparisons=_comparisons(runner, results, ways[plan.PATH].prediction, found, paths[plan.PATH]),
         baseline=found.baseline,
         conntrack=conntrack,
         stopped=found.stopped,
@@ -587,7 +615,22 @@ def _elsewhere(runner: _Runner, found: _Found) -> list[str]:
     return lines
 
 
-def _comparisons(runner: _Runner, results: Sequence[SeriesResult], prediction: Prediction, found: _Found) -> tuple[Comparison, ...]:
+def _added(paths: Sequence[tuple[int, Path]], series: int, found: _Found) -> int | None:
+    """Bytes of encapsulation on the way of most of a series' probes that were delivered on the baseline's node."""
+    for number, path in paths:
+        arrived = number == series and path.direction == "forward" and path.outcome == "delivered" and path.hops
+        if arrived and path.overhead and baselines.node_of(found.index, path.hops[-1].netns.inode) == found.node:
+            return int(path.overhead["encap"]["bytes"])
+    return None
+
+
+def _comparisons(
+    runner: _Runner,
+    results: Sequence[SeriesResult],
+    prediction: Prediction,
+    found: _Found,
+    paths: Sequence[tuple[int, Path]],
+) -> tuple[Comparison, ...]:
     made = []
     for mine, result in zip(runner.planned, results, strict=True):
         twin = next(
@@ -601,7 +644,7 @@ def _comparisons(runner: _Runner, results: Sequence[SeriesResult], prediction: P
         intervals = robust.compared(ours, theirs)
         path_ns, underlay_ns = quantile(ours, 0.5), quantile(theirs, 0.5)
         mtu = prediction.path_mtu
-        added = result.encap_bytes
+        added = _added(paths, mine.number, found)
         made.append(
             Comparison(
                 flow=mine.flow,

@@ -209,7 +209,7 @@ def _place(rule: RuleRef) -> str:
     return f"{place}: " if place else ""
 
 
-def _ending(path: Path, screen: Screen) -> list[str]:
+def ending(path: Path, screen: Screen) -> list[str]:
     """How the path ended; for a drop what was the cause, the rule, and the command that mends it."""
     style = _OUTCOMES.get(path.outcome, "warn")
     if path.drop is not None:
@@ -304,7 +304,7 @@ def _path(path: Path, title: str, screen: Screen, *, wide: bool) -> list[str]:
     rewrites = translation_lines(path.translations, screen.width)
     if rewrites:
         lines += ["translations:", *rewrites]
-    lines += _ending(path, screen)
+    lines += ending(path, screen)
     for reason in path.uncertain:
         folded = fold(f"uncertain: {clean(reason)}", screen.width, first="  ", rest="    ")
         lines += [screen.style(line, "warn") for line in folded]

@@ -14,7 +14,8 @@ from netpath.measure.load import Load
 from netpath.measure.plan import PATH
 from netpath.measure.result import Comparison, Measurement, SeriesResult, StageShare
 from netpath.measure.robust import Histogram, Interval
-from netpath.render.hops import packet, translation_lines
+from netpath.model.path import Path
+from netpath.render.hops import ending, packet, translation_lines
 from netpath.render.text import Screen, clean, duration, fold
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -197,6 +198,7 @@ def measurement_text(measurement: Measurement, screen: Screen, *, wide: bool = F
         lines.append("")
     lines += [series_table(measurement.series, wide=wide), ""]
     lines += _stages(measurement, screen)
+    lines += _failures(measurement, screen)
     first = next((path for path in trace.paths if path.direction == "forward"), None)
     if first is not None and first.translations:
         lines += ["translations:", *translation_lines(first.translations, screen.width)]
@@ -218,18 +220,64 @@ def measurement_text(measurement: Measurement, screen: Screen, *, wide: bool = F
 
 def _stages(measurement: Measurement, screen: Screen) -> list[str]:
     lines: list[str] = []
+    ways = _forward(measurement)
     for each in measurement.series:
         if each.stages:
-            title = f"{_flow(each.flow)}, {each.size} bytes, {each.way}: "
-            lines += fold(title + stage_line(each.stages), screen.width, rest="  ")
+            mine = [path for series, path in ways if series is each]
+            title = _label(each)
+            if len(mine) > 1:
+                title += f", the way of {mine[0].probes} of {each.probes}"
+            lines += fold(f"{title}: {stage_line(each.stages)}", screen.width, rest="  ")
     return [screen.style("where the mean goes", "head"), *lines, ""] if lines else []
+
+
+def _forward(measurement: Measurement) -> list[tuple[SeriesResult, Path]]:
+    """All ways from source to destination, of the path and of the underlay, each with its series."""
+    pairs = list(zip(measurement.path_series, measurement.trace.paths, strict=True))
+    if measurement.underlay is not None:
+        pairs += zip(measurement.underlay_series, measurement.underlay.paths, strict=True)
+    return [(measurement.series[number], path) for number, path in pairs if path.direction == "forward"]
+
+
+def _label(series: SeriesResult) -> str:
+    return f"{_flow(series.flow)}, {series.size} bytes, {series.way}"
+
+
+def _failures(measurement: Measurement, screen: Screen) -> list[str]:
+    """Where the probes ended that did not arrive, why, and what mends it; and where those that arrived went another way."""
+    failed: dict[tuple[str, ...], list[str]] = {}
+    strayed: dict[str, int] = {}
+    for series, path in _forward(measurement):
+        if path.outcome == "delivered":
+            for hop in path.hops:
+                if hop.status in ("missing", "unexpected"):
+                    where = f"{hop.status}: {clean(hop.device.name)} {hop.direction} in {clean(hop.netns.name)}"
+                    strayed[where] = strayed.get(where, 0) + (path.probes or 0)
+            continue
+        last = next((hop for hop in reversed(path.hops) if hop.status in ("observed", "unexpected")), None)
+        seen = f"last seen: {clean(last.device.name)} {last.direction} in {clean(last.netns.name)}" if last else "seen at no device"
+        key = (seen, *ending(path, screen))
+        failed.setdefault(key, []).append(f"{_label(series)}: {path.probes} of {series.probes}")
+    lines: list[str] = []
+    for (seen, *how), whose in failed.items():
+        lines += fold("; ".join(whose), screen.width, rest="  ")
+        lines += fold(seen, screen.width, first="  ", rest="    ") + [f"  {line}" for line in how]
+    lines = [screen.style("what did not arrive", "head"), *lines, ""] if lines else []
+    if strayed:
+        lines += [screen.style("not as predicted (netpath trace shows the way hop by hop)", "head")]
+        lines += [f"  {where}, {probes} probes" for where, probes in strayed.items()] + [""]
+    return lines
 
 
 def _verdict(measurement: Measurement, screen: Screen) -> str:
     trace = measurement.trace
     outcome = screen.style(trace.outcome, _OUTCOMES.get(trace.outcome, "warn"))
     ended = {"precision": "; ended early, as precise as asked", "conntrack": "; ended early, no room in conntrack"}
-    sent = sum(each.probes for each in measurement.series if each.way == PATH)
+    mine = [each for each in measurement.series if each.way == PATH]
+    sent = sum(each.probes for each in mine)
+    if trace.outcome == "mixed":
+        counts = {name: sum(each.outcomes.get(name, 0) for each in mine) for name in _OUTCOMES}
+        outcome += f" ({', '.join(f'{number} {name}' for name, number in counts.items() if number)})"
     way = "NOT as predicted" if trace.diverged else "as predicted"
     if trace.prediction.outcome == "uncertain":
         way = "which could not be predicted"

@@ -6,6 +6,7 @@ import secrets
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from netpath.measure import headroom
 from netpath.measure.plan import MeasureRequest
 from netpath.measure.result import Measurement
 from netpath.measure.session import run
+from netpath.render.measure import measurement_text
+from netpath.render.text import Screen
 from tests.cli import contract
 from tests.cli.command import netpath, one_line
 
@@ -124,20 +127,46 @@ def test_it_ends_when_the_medians_are_known_well_enough(labs: dict[str, lab.Lab]
 
 def test_a_refused_probe_has_no_time(labs: dict[str, lab.Lab]) -> None:
     document = measured(labs["flannel-hostgw"], "--udp", "--count", "5", "--flow", "established", port=4, code=1)
-    # The kernel sends only so many ICMP errors a second; a probe that is refused without one counts as dropped.
-    assert document["outcome"] in ("rejected", "mixed") and document["comparisons"] == []
+    # The kernel sends only so many ICMP errors a second; a probe that ends as a refused one without it is refused as well.
+    assert document["outcome"] == "rejected" and document["comparisons"] == []
     mine, host = document["series"]
-    assert (
-        set(mine["outcomes"]) <= {"rejected", "dropped"}
-        and sum(mine["outcomes"].values()) == 5
-        and mine["one_way_ns"] is None
-        and mine["p50_all"] is None
-    )
+    assert mine["outcomes"] == {"rejected": 5} and mine["one_way_ns"] is None and mine["p50_all"] is None
     assert host["outcomes"] == {"delivered": 5}
+    assert any(
+        note.endswith("probes were refused without an ICMP error: the kernel sends only so many a second")
+        for note in document["notes"]
+    )
     text = netpath(
         "measure", labs["flannel-hostgw"].pod("pod1a").label, f"{labs['flannel-hostgw'].pod('pod2a').label}:4", "--udp", "-c", "5"
     )
-    assert text.code == 1 and "delivered" not in text.out.splitlines()[-1]
+    lines = text.out.splitlines()
+    assert text.code == 1 and lines[-1] == "verdict: 10 probes rejected, as predicted; COMPLETE"
+    at = lines.index("what did not arrive")
+    assert lines[at + 1] == "established flow, 64 bytes, path: 5 of 5; new flows, 64 bytes, path: 5 of 5"
+    assert lines[at + 2].startswith("  last seen: eth0 rx in ") and "NO_SOCKET" in lines[at + 3]
+    assert "listens on udp port 4" in lines[at + 4] and lines[at + 5].strip().startswith("remedy: ")
+
+
+def test_where_probes_were_dropped_and_where_they_went_astray_is_said(labs: dict[str, lab.Lab]) -> None:
+    made = labs["flannel-hostgw"]
+    rule = ["iptables-nft", "-I", "FORWARD", "-p", "udp", "--dport", "7777", "-j", "DROP"]
+    subprocess.run(["nsenter", f"--net={made.node('node2').path}", *rule], check=True)
+    try:
+        dropped = in_process(made, count=5)
+    finally:
+        rule[1] = "-D"
+        subprocess.run(["nsenter", f"--net={made.node('node2').path}", *rule], check=True)
+    text = measurement_text(dropped, Screen(False, 200))
+    assert "  dropped after hop " in text and ": NETFILTER_DROP" in text and "rule: filter/FORWARD: " in text and "remedy: " in text
+    assert text.endswith("verdict: 10 probes dropped, as predicted; COMPLETE\n")
+    done = in_process(made, count=5, baseline=False, flow="established")
+    assert "did not arrive" not in measurement_text(done, Screen(False, 200))
+    (path,) = done.trace.paths
+    hops = (replace(path.hops[0], status="unexpected"), *path.hops[1:])
+    astray = replace(done, trace=replace(done.trace, paths=(replace(path, hops=hops),), outcome="mixed"))
+    text = measurement_text(astray, Screen(False, 200))
+    assert f"  unexpected: eth0 tx in {made.pod('pod1a').netns}, 5 probes\n" in text
+    assert "verdict: 5 probes mixed (5 delivered), NOT as predicted" in text
 
 
 def test_lost_events_make_it_partial(labs: dict[str, lab.Lab]) -> None:
@@ -226,7 +255,7 @@ def test_where_nothing_stands_in_the_way_conntrack_and_nat_are_told_apart(labs: 
 
 def test_only_what_arrives_on_the_baselines_node_is_compared() -> None:
     """A service with one backend on either node: new flows go to both, the established one to one of them."""
-    with lab.running("flannel-hostgw", f"npt{secrets.token_hex(3)}", services="nftables") as made:
+    with lab.running("flannel-vxlan", f"npt{secrets.token_hex(3)}", services="nftables") as made:
         done = netpath(
             "measure", made.pod("pod1a").label, "10.96.7.8:5353", "--udp", "-c", "40", "--rate", "2000", "-o", "json", timeout=100
         )
@@ -235,6 +264,8 @@ def test_only_what_arrives_on_the_baselines_node_is_compared() -> None:
         contract.check(document, contract.MEASUREMENT)
         there = made.node("node2").netns
         assert document["baseline"]["destination"] == there
+        # Also where most went to the backend beside the source, without any tunnel.
+        assert {each["encap_bytes"] for each in document["comparisons"]} == {50}
         for flow in ("new", "established"):
             (series,) = [number for number, each in enumerate(document["series"]) if (each["way"], each["flow"]) == ("path", flow)]
             away = sum(
