@@ -1,7 +1,7 @@
 """Does netpath find the same ratio between two datapaths as an independent ping-pong does?
 
 VXLAN over host-gw, and host-gw with DNAT and masquerading over host-gw without. Both paths of a pair are there at the same time. Every
-round has blocks of the C program with nothing attached, twice (the control), and traced ones, on both, in random order. netpath's
+round has blocks of the C program with nothing attached, twice (the control), and traced ones, on both in turns. netpath's
 figure is the sum of its stages from the sender's call to the receiver's return, the ping-pong's its own time between these.
 """
 
@@ -24,11 +24,11 @@ from netpath.trace import calibrate
 from netpath.trace.stats import quantile
 from tests.bench.closure import stages, trimmed
 from tests.bench.harness import SEED, machine
-from tests.bench.onpath import PORT, Armed, Block, Course, armed, build
+from tests.bench.onpath import EVERYTHING, PORT, Armed, Block, Course, armed, build
 
-ROUNDS = 120
-COUNT, PLAIN = 30, 90
-"""Round trips of a traced block, and of one with nothing attached."""
+ROUNDS = 80
+COUNT, PLAIN, TURNS = 30, 20, 6
+"""Round trips of a traced block, of one with nothing attached, and how many of those follow one another on each side."""
 RESAMPLES = 1000
 SERVICE = "10.99.0.9"
 LOW, HIGH = 0.97, 1.03
@@ -52,36 +52,55 @@ def ready(mode: str, program: Path, *, translated: bool = False) -> Iterator[Arm
             yield on
 
 
+def alternating(sides: dict[str, Armed], order: random.Random) -> dict[str, float]:
+    """With nothing attached for either: short blocks on both in turns, so that whatever the machine does it does to both."""
+    taken: dict[str, list[float]] = defaultdict(list)
+    with ExitStack() as stack:
+        for side in sides.values():
+            stack.enter_context(side.tracer.without(*EVERYTHING))
+        for _ in range(TURNS):
+            for name in order.sample(list(sides), len(sides)):
+                taken[name] += sides[name].course.ping_pong(PLAIN, marked=True).one_way()
+    return {name: trimmed(values) for name, values in taken.items()}
+
+
+def traced(sides: dict[str, Armed], order: random.Random) -> dict[str, dict[str, Block]]:
+    """A block in each arrangement on both, while the other one's probes, which every packet of the machine meets, are away."""
+    blocks: dict[str, dict[str, Block]] = {}
+    for name in order.sample(list(sides), len(sides)):
+        with ExitStack() as stack:
+            for other, side in sides.items():
+                if other != name:
+                    stack.enter_context(side.tracer.without(*EVERYTHING))
+            chosen = order.sample(list(calibrate.ARRANGEMENTS), len(calibrate.ARRANGEMENTS))
+            blocks[name] = {each: sides[name].block(COUNT, left=calibrate.ARRANGEMENTS[each]) for each in chosen}
+    return blocks
+
+
 def measure(name: str, subject: tuple[str, bool], reference: tuple[str, bool], program: Path) -> dict[str, Any]:
     order = random.Random(SEED)
     plain: dict[str, list[float]] = defaultdict(list)
     control: dict[str, list[float]] = defaultdict(list)
-    rounds: dict[str, list[dict[str, Block]]] = defaultdict(list)
+    rounds: list[dict[str, dict[str, Block]]] = []
     with ExitStack() as stack:
         sides = {
             side: stack.enter_context(ready(mode, program, translated=translated))
             for side, (mode, translated) in (("subject", subject), ("reference", reference))
         }
         for _ in range(ROUNDS):
-            tasks = [(side, what) for side in sides for what in ("plain", "control", *calibrate.ARRANGEMENTS)]
-            order.shuffle(tasks)
-            blocks: dict[str, dict[str, Block]] = defaultdict(dict)
-            for side, what in tasks:
-                if what in ("plain", "control"):
-                    into = plain if what == "plain" else control
-                    into[side].append(trimmed(sides[side].plain(PLAIN).one_way()))
+            for what in order.sample(["plain", "control", "traced"], 3):
+                if what == "traced":
+                    rounds.append(traced(sides, order))
                 else:
-                    blocks[side][what] = sides[side].block(COUNT, left=calibrate.ARRANGEMENTS[what])
-            for side in sides:
-                rounds[side].append(blocks[side])
+                    for side, value in alternating(sides, order).items():
+                        (plain if what == "plain" else control)[side].append(value)
         sums: dict[str, list[float]] = {}
-        for side, each in rounds.items():
-            unseen = calibrate.estimate([{what: block.samples() for what, block in one.items()} for one in each])
-            sums[side] = [sum(stages(one["all"], unseen).values()) for one in each]
+        for side in sides:
+            unseen = calibrate.estimate([{each: block.samples() for each, block in one[side].items()} for one in rounds])
+            sums[side] = [sum(stages(one[side]["all"], unseen).values()) for one in rounds]
     series = {
-        "netpath": (sums["subject"], sums["reference"]),
-        "ping_pong": (plain["subject"], plain["reference"]),
-        "again": (control["subject"], control["reference"]),
+        each: [one / other for one, other in zip(found["subject"], found["reference"], strict=True)]
+        for each, found in (("netpath", sums), ("ping_pong", plain), ("again", control))
     }
     return {"name": name, **compared(series), "sum_of_stages_ns": medians(sums), "one_way_ns": medians(plain), "rounds": ROUNDS}
 
@@ -90,14 +109,11 @@ def medians(sides: dict[str, list[float]]) -> dict[str, float]:
     return {side: statistics.median(values) for side, values in sides.items()}
 
 
-def compared(series: dict[str, tuple[list[float], list[float]]]) -> dict[str, Any]:
-    """Ratios of the sides' medians, and of these; the intervals are the bootstrap's, of whole rounds."""
+def compared(series: dict[str, list[float]]) -> dict[str, Any]:
+    """Medians of the rounds' ratios, and ratios of these; the intervals are the bootstrap's, of whole rounds."""
 
     def ratios(rounds: Sequence[int]) -> dict[str, float]:
-        found = {
-            name: statistics.median(one[at] for at in rounds) / statistics.median(other[at] for at in rounds)
-            for name, (one, other) in series.items()
-        }
+        found = {name: statistics.median(values[at] for at in rounds) for name, values in series.items()}
         return {
             "netpath": found["netpath"],
             "ping_pong": found["ping_pong"],
