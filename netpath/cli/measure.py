@@ -62,6 +62,7 @@ def run(
         float, typer.Option("--timeout", min=0.01, max=60, help="Seconds to wait for the end of a burst's probes.")
     ] = 1.0,
     buffer: Annotated[int, typer.Option("--buffer", metavar="BYTES", help="Size of the event buffer, a power of two.")] = 1 << 20,
+    hooks: options.Hooks = None,
     output: options.OutputOption = Output.table,
 ) -> int:
     from netpath.measure.plan import MeasureRequest
@@ -81,6 +82,7 @@ def run(
         df=df,
         ttl=ttl,
         timeout=timeout,
+        hooks=options.hook_names(hooks),
         ring_bytes=buffer,
         load_seconds=load_seconds if load else None,
     )

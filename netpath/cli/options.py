@@ -54,6 +54,14 @@ Sport = Annotated[int | None, typer.Option("--sport", min=1, max=65535, help="So
 Size = Annotated[int, typer.Option("--size", min=0, max=65000, help="Bytes of payload after the transport header.")]
 Df = Annotated[bool, typer.Option("--df", help="Set don't-fragment.")]
 Ttl = Annotated[int, typer.Option("--ttl", min=1, max=255, help="TTL or hop limit.")]
+Hooks = Annotated[
+    str | None,
+    typer.Option(
+        "--hooks",
+        metavar="NAME,...",
+        help="Use these kinds of hook only: btf or raw; netfilter, fentry or kprobe (see netpath probes).",
+    ),
+]
 Expect = Annotated[Expectation | None, typer.Option("--expect", help="Exit 0 if this is the outcome, 1 if not.")]
 
 
@@ -100,3 +108,8 @@ def nodes(snapshot: Snapshot, index: SnapshotIndex) -> list[dict[str, Any]]:
     return [
         {"name": name, "kernel": snapshot.kernel, "datapaths": found} for name, found in sorted(datapaths(snapshot, index).items())
     ]
+
+
+def hook_names(text: str | None) -> tuple[str, ...]:
+    """What ``--hooks`` was given, in words."""
+    return tuple(word for part in (text or "").split(",") if (word := part.strip()))

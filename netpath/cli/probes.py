@@ -12,7 +12,7 @@ def run(output: options.OutputOption = Output.table) -> int:
     import platform
     from datetime import UTC, datetime
 
-    from netpath.ebpf.capabilities import survey
+    from netpath.ebpf.capabilities import survey, used
     from netpath.render.out import result
 
     kinds = survey()
@@ -20,9 +20,13 @@ def run(output: options.OutputOption = Output.table) -> int:
         from netpath.render.json import document
 
         nodes = [{"name": platform.node(), "kernel": platform.release(), "datapaths": []}]
-        result(document("Probes", datetime.now(UTC).isoformat().replace("+00:00", "Z"), nodes, {}, {"hooks": kinds}))
+        result(
+            document(
+                "Probes", datetime.now(UTC).isoformat().replace("+00:00", "Z"), nodes, {}, {"hooks": kinds, "used": used(kinds)}
+            )
+        )
     else:
         from netpath.render.lists import hooks_text
 
-        result(hooks_text(kinds, options.screen()))
+        result(hooks_text(kinds, used(kinds), options.screen()))
     return 0

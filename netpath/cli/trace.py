@@ -39,6 +39,7 @@ def run(
     buffer: Annotated[
         int, typer.Option("--buffer", metavar="BYTES", help="Size of the event buffer, a power of two.", show_default=True)
     ] = 1 << 20,
+    hooks: options.Hooks = None,
     expect: options.Expect = None,
     expect_max_p99: Annotated[
         str | None,
@@ -66,6 +67,7 @@ def run(
         interval=interval,
         cold=cold,
         round_trip=round_trip,
+        hooks=options.hook_names(hooks),
         ring_bytes=buffer,
     )
     done = trace(asked, progress=Progress())

@@ -6,10 +6,10 @@ import os
 import struct
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from netpath.ebpf import btf, sys
-from netpath.ebpf.providers import INSIDE, btf_tracepoints, raw_tracepoints
+from netpath.ebpf.providers import DEVICES, INSIDE, raw_tracepoints
 from netpath.ebpf.providers.base import RETURN_1, Provider
 from netpath.errors import MissingError, NetpathError
 
@@ -22,6 +22,10 @@ class HookKind:
     available: bool
     detail: str
     loss: str
+    option: str | None = None
+    """What ``--hooks`` calls it, if it is one that can be chosen."""
+    requirement: str | None = None
+    """What a kernel must have for it."""
 
 
 def _raw_tracepoint(name: str) -> Callable[[ExitStack], str]:
@@ -57,7 +61,7 @@ def _tcx(stack: ExitStack) -> str:
     return "known (tried on a device that does not exist)"
 
 
-PROVIDERS: tuple[type[Provider], ...] = (*INSIDE, btf_tracepoints.BtfTracepoints)
+PROVIDERS: tuple[type[Provider], ...] = (*DEVICES, *INSIDE)
 KINDS: tuple[tuple[str, Callable[[ExitStack], str], str], ...] = (
     ("BTF", _types, "nothing works: the layout of the kernel's structures is unknown"),
     ("ring buffer", _ring, "nothing works: events can't be handed over"),
@@ -71,21 +75,29 @@ KINDS: tuple[tuple[str, Callable[[ExitStack], str], str], ...] = (
         _raw_tracepoint("skb_copy_datagram_iovec"),
         "a user-space relay's reads are not seen",
     ),
-    *((each.title, each.attempt, each.loss) for each in PROVIDERS),
     ("tcx", _tcx, "nothing today"),
 )
+"""What no provider is by itself."""
 
 
 def survey() -> tuple[HookKind, ...]:
     """Try every kind. Raises MissingError without the privilege to try any."""
     if os.geteuid() != 0:
         raise MissingError("probes: trying eBPF hooks needs root (CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN)")
+    kinds = [(attempt, HookKind(name, False, "", loss)) for name, attempt, loss in KINDS]
+    kinds += [(each.attempt, HookKind(each.title, False, "", each.loss, each.name, each.requirement)) for each in PROVIDERS]
     found = []
-    for name, attempt, loss in KINDS:
+    for attempt, kind in kinds:
         with ExitStack() as stack:
             try:
-                found.append(HookKind(name, True, attempt(stack), loss))
+                found.append(replace(kind, available=True, detail=attempt(stack)))
             except (OSError, NetpathError, ValueError) as error:
                 text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-                found.append(HookKind(name, False, text, loss))
+                found.append(replace(kind, detail=text))
     return tuple(found)
+
+
+def used(kinds: tuple[HookKind, ...]) -> tuple[str, ...]:
+    """The providers that a run takes here unless told otherwise, by name: of `DEVICES`, and of `INSIDE`."""
+    there = {kind.option for kind in kinds if kind.available}
+    return tuple(name for family in (DEVICES, INSIDE) if (name := next((each.name for each in family if each.name in there), None)))

@@ -75,6 +75,7 @@ class Tracer:
         self._check_number, self._check_size = 0, CHECK_BYTES
         self._stages: Mapping[str, Sequence[Boundary]] = {}
         self._listened: tuple[str, ...] = ()
+        self._sockets_too = False
         self._links: dict[str, list[int]] = {}
         self._stamps: list[Stamp] = []
         self._values: dict[str, int] = {}
@@ -266,6 +267,7 @@ class Tracer:
         self._kit.configure(self._values)
         self._attach_tracepoints()
         self._listened = tuple(listen_in)
+        self._sockets_too = "socket" not in self._hooks
         self._hooks += [hook for hook in self._link_local() if hook not in self._hooks]
         self._stages = {path: boundaries for path, boundaries in (stages or {}).items() if boundaries}
         if self._stages:
@@ -301,7 +303,7 @@ class Tracer:
         """Watch deliveries and sends; which of socket, local_in and local_out are seen so."""
         if self._inside is None or not self._listened:
             return frozenset()
-        links, seen = self._inside.attach_local(self._listened, socket="socket" not in self._loaded)
+        links, seen = self._inside.attach_local(self._listened, socket=self._sockets_too)
         self._links.setdefault("local", []).extend(links)
         return seen
 

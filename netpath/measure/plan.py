@@ -49,6 +49,8 @@ class MeasureRequest:
     ttl: int = 64
     timeout: float = 1.0
     ring_bytes: int = 1 << 20
+    hooks: tuple[str, ...] = ()
+    """Providers of hooks that may be used, by name; of a family of which none is named any may (`netpath.ebpf.providers`)."""
     namespaces: frozenset[int] | None = None
     """Read the state of these only (inodes), where no other can be on the way; None: of all on the machine."""
     load_seconds: float | None = None

@@ -101,7 +101,7 @@ def _probed(request: MeasureRequest, progress: Progress, tick: Tick) -> tuple[Me
         from netpath import discover
 
         # The worker is waited for before the tracer it loads is closed.
-        tracer = stack.enter_context(Tracer(ring_bytes=request.ring_bytes))
+        tracer = stack.enter_context(Tracer(ring_bytes=request.ring_bytes, hooks=request.hooks))
         workers = stack.enter_context(ThreadPoolExecutor(1))
         loading = workers.submit(tracer.load)
         injector = stack.enter_context(Injector())

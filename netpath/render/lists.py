@@ -40,18 +40,19 @@ def labs_text(labs: Sequence[Any], modes: Sequence[Any], screen: Screen) -> str:
     return "\n".join(lines) + "\n"
 
 
-def hooks_text(kinds: Sequence[Any], screen: Screen) -> str:
-    """What this kernel offers, and what is lost without the rest."""
+def hooks_text(kinds: Sequence[Any], used: Sequence[str], screen: Screen) -> str:
+    """What this kernel offers, and what is lost without the rest; the providers in use, by the names they are chosen by."""
     rows = [
         [
             kind.name,
             screen.style("yes", "good") if kind.available else screen.style("no", "warn"),
+            (kind.option or "") + (" (used)" if kind.option in used else ""),
             clean(kind.detail),
             kind.loss if not kind.available else "",
         ]
         for kind in kinds
     ]
-    return table(rows, ["HOOK", "HERE", "TRIED", "LOST WITHOUT IT"])
+    return table(rows, ["HOOK", "HERE", "--hooks", "TRIED", "LOST WITHOUT IT"])
 
 
 def inventory_text(index: SnapshotIndex, datapaths: Mapping[str, Sequence[Any]], screen: Screen, *, wide: bool = False) -> str:

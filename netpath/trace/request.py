@@ -27,5 +27,7 @@ class TraceRequest:
     round_trip: bool = False
     stages: bool = True
     """Tell apart, by marks at the netfilter hooks on the predicted path, what the kernel does between two devices."""
+    hooks: tuple[str, ...] = ()
+    """Providers of hooks that may be used, by name; of a family of which none is named any may (`netpath.ebpf.providers`)."""
     ring_bytes: int = 1 << 20
     """Size of the event buffer: a power of two, 4096 at least."""

@@ -410,7 +410,23 @@ INVENTORY = obj(
 )
 PROBES = obj(
     _head("Probes", obj({}))
-    | {"hooks": must(many(obj({"name": must(TEXT), "available": must(BOOL), "detail": must(TEXT), "loss": must(TEXT)})))}
+    | {
+        "hooks": must(
+            many(
+                obj(
+                    {
+                        "name": must(TEXT),
+                        "available": must(BOOL),
+                        "detail": must(TEXT),
+                        "loss": must(TEXT),
+                        "option": maybe(TEXT),
+                        "requirement": maybe(TEXT),
+                    }
+                )
+            )
+        ),
+        "used": must(many(TEXT)),
+    }
 )
 SNAPSHOT = obj(
     _head("Snapshot", obj({}))

@@ -21,7 +21,7 @@ class Kprobes(Functions):
     name = "kprobe"
     title = "kprobe"
     requirement = "CONFIG_KPROBE_EVENTS, x86-64 or aarch64"
-    loss = "nothing where netfilter links or fentry are there; else arrivals are inferred and stages can't be told apart"
+    loss = "without all of these three: arrivals inferred, stages not told apart"
 
     def __init__(self, kit: Kit) -> None:
         super().__init__(kit)

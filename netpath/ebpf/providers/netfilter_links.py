@@ -34,7 +34,7 @@ class NetfilterLinks(Inside):
     name = "netfilter"
     title = "netfilter link"
     requirement = "Linux 6.4"
-    loss = "fentry or kprobes stand in; without them arrivals that reach no socket (TCP, ICMP) are inferred from the last hop or the answer"
+    loss = "fentry or kprobes stand in"
 
     def __init__(self, kit: Kit) -> None:
         super().__init__(kit)
