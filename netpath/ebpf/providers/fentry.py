@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import ExitStack
+from pathlib import Path
 
 from netpath.ebpf import btf, sys
 from netpath.ebpf.kit import Kit
 from netpath.ebpf.providers.base import RETURN_0
-from netpath.ebpf.providers.functions import Functions, Site
+from netpath.ebpf.providers.functions import STAGES, Functions, Site
 
 
 class Fentry(Functions):
@@ -23,6 +24,10 @@ class Fentry(Functions):
     def __init__(self, kit: Kit) -> None:
         super().__init__(kit)
         self._modules: dict[str, int] = {}
+
+    def load(self) -> None:
+        _check_modules()
+        super().load()
 
     def _load(self, site: Site) -> int:
         attach_type = sys.TRACE_FEXIT if site.leaving else sys.TRACE_FENTRY
@@ -52,6 +57,7 @@ class Fentry(Functions):
 
     @staticmethod
     def attempt(stack: ExitStack) -> str:
+        _check_modules()
         type_id = btf.read().find(btf.KIND_FUNC, "ip_rcv")
         if type_id is None:
             raise OSError(errno.ENOENT, "no BTF type for ip_rcv")
@@ -59,3 +65,10 @@ class Fentry(Functions):
         stack.callback(os.close, program)
         stack.callback(os.close, sys.open_raw_tracepoint(program, None))
         return "loaded and attached"
+
+
+def _check_modules() -> None:
+    """Raise LoadError where a module is loaded whose functions the kernel does not describe, as before 5.11: kprobes reach them."""
+    for module in sorted({site.module for site in STAGES if site.module is not None}):
+        if Path(f"/sys/module/{module}/initstate").exists() and not btf.VMLINUX.with_name(module).exists():
+            raise sys.LoadError(errno.ENOENT, f"the functions of its module {module} can't be had so", "")
