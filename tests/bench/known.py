@@ -31,11 +31,11 @@ from netpath.trace import calibrate
 from netpath.trace.stats import quantile
 from tests.bench.closure import stages, trimmed
 from tests.bench.harness import SEED, machine, median_interval
-from tests.bench.onpath import CPU, Block, Course, armed, build
+from tests.bench.onpath import CPU, EVERYTHING, Armed, Block, Course, armed, build
 
-ROUNDS = 30
-COUNT, PLAIN = 30, 90
-"""Round trips of a traced block, and of one with nothing attached."""
+ROUNDS = 50
+COUNT, PLAIN, TURNS = 30, 30, 4
+"""Round trips of a traced block, of one with nothing attached, and how many of those there are in a round with the cost and without."""
 BUSY_NS = 20_000
 LIMIT = 0.15
 Switch = Callable[[bool], None]
@@ -164,14 +164,29 @@ def measure(cost: Cost) -> dict[str, Any]:
                 for name in names:
                     if name == "with":
                         switch(True)
-                    plain[name].append(trimmed(on.plain(PLAIN, fresh=cost.fresh).one_way()))
                     seen[name].append(on.block(COUNT, fresh=cost.fresh))
                     if name == "with":
                         switch(False)
+                for name, value in really(on, switch, order, fresh=cost.fresh).items():
+                    plain[name].append(value)
                 rounds.append({name: on.block(COUNT, left=left) for name, left in calibrate.ARRANGEMENTS.items()})
             unseen = calibrate.estimate([{name: block.samples() for name, block in each.items()} for each in rounds])
             spent = {name: [stages(block, unseen) for block in blocks] for name, blocks in seen.items()}
     return found(cost, plain, spent)
+
+
+def really(on: Armed, switch: Switch, order: random.Random, *, fresh: bool) -> dict[str, float]:
+    """The ping-pong's way with the cost and without it, nothing attached: short blocks in turns, as the machine's pace changes."""
+    taken: dict[str, list[float]] = defaultdict(list)
+    with on.tracer.without(*EVERYTHING):
+        for _ in range(TURNS):
+            for name in order.sample(["with", "without"], 2):
+                if name == "with":
+                    switch(True)
+                taken[name] += on.course.ping_pong(PLAIN, marked=True, fresh=fresh).one_way()
+                if name == "with":
+                    switch(False)
+    return {name: trimmed(values) for name, values in taken.items()}
 
 
 def found(cost: Cost, plain: dict[str, list[float]], spent: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
