@@ -32,7 +32,7 @@ SEED = 20
 ROUNDS, COUNT = 2, 120
 """Turns through all modes, and probes of each kind in each. Fewer probes would not say well enough what their own events cost."""
 SIZE = 64
-PING_PAIRS, STREAM_PAIRS, DATAGRAM_PAIRS = 12, 10, 3
+PING_PAIRS, STREAM_PAIRS, DATAGRAM_PAIRS = 12, 8, 3
 """Each round: pairs of runs on the path and on the host sockets. Many short ones: what disturbs the machine lasts longer than one."""
 DATAGRAM = 1400
 """Bytes of payload of the UDP streams' datagrams, each one packet on every path."""
@@ -152,7 +152,7 @@ def run(
     rounds: int = ROUNDS,
     count: int = COUNT,
     pings: int = 1800,
-    seconds: float = 1.0,
+    seconds: float = 0.8,
     progress: Progress = lambda text: None,
 ) -> Comparison:
     """Build the labs and measure them in turns, in an order drawn anew for each of `rounds`.
