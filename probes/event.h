@@ -2,12 +2,29 @@
  * What every probe program writes, and what the settings are. netpath/ebpf/records.py reads the structs below out of this
  * file, so they are declared here and nowhere else: fixed-width types, one member a line, no padding left to the compiler.
  */
-#define NP_CAPTURE 192
+#define NP_CAPTURE 176
+#define NP_SHORT 48   /* bytes of a packet in a record of two lines, and in one of three */
+#define NP_MIDDLE 112
 
 enum np_hook { NP_TX = 1, NP_RX = 2, NP_DROP = 3, NP_SOCKET = 4, NP_LOCAL_IN = 5, NP_LOCAL_OUT = 6, NP_TUN_READ = 7 };
 enum np_role { NP_PROBE = 1, NP_ANSWER = 2, NP_ERROR = 3 };
 
+/*
+ * The buffer: lines of 64 bytes. A record takes whole lines, and begins with its place and their number (NP_STATE), which are
+ * written last: by them a reader knows that it is whole. Records of one line are stamps.
+ */
+#define NP_LINE 64
+#define NP_STATE(place, lines) ((place) << 8 | (lines))
+
+struct np_buffer {
+	u64 head;          /* lines ever given to records */
+	u8 spare[56];
+	u64 tail;          /* of them, those that have been read */
+	u8 apart[56];      /* the lines follow */
+};
+
 struct np_event {
+	u64 state;
 	u64 time;          /* bpf_ktime_get_ns() on entry */
 	u64 left;          /* the same when the record was complete: what the event cost the packet, but for the entry and exit */
 	u64 skb;
@@ -34,6 +51,7 @@ struct np_event {
 
 /* A packet that carries the mark, at one place of a netfilter hook: what a stage is measured with. Much smaller than an event. */
 struct np_stamp {
+	u64 state;
 	u64 time;          /* bpf_ktime_get_ns() once the mark was found */
 	u64 left;
 	u64 skb;
@@ -43,6 +61,7 @@ struct np_stamp {
 	u8 hook;           /* enum nf_inet_hooks, or NP_QUEUED */
 	u8 family;         /* NFPROTO_* */
 	u16 spare;
+	u8 unused[16];
 };
 
 struct np_settings {

@@ -10,17 +10,22 @@
 int np_deliver(struct context *ctx)
 {
 	u64 net = ARG(ctx, 0), skb = ARG(ctx, 1);
-	u64 dev = READ(u64, skb, OFF_sk_buff_dev);
+	struct np_seen seen = {};
 
-	return report(skb, network(skb), L_IP, dev, net, NP_LOCAL_IN, 0, 0);
+	if (!look(&seen, skb))
+		return 0;
+	return report(&seen, network(skb), L_IP, READ(u64, skb, OFF_sk_buff_dev), net, NP_LOCAL_IN);
 }
 
 /* __ip_local_out(net, sk, skb) and its IPv6 twin: before LOCAL_OUT, and before the header has its length. */
 int np_sent(struct context *ctx)
 {
 	u64 net = ARG(ctx, 0), skb = ARG(ctx, 2);
+	struct np_seen seen = {};
 
-	return report(skb, network(skb), L_IP, 0, net, NP_LOCAL_OUT, 0, 0);
+	if (!look(&seen, skb))
+		return 0;
+	return report(&seen, network(skb), L_IP, 0, net, NP_LOCAL_OUT);
 }
 
 enum np_call { CALL_HOOK, CALL_CONNTRACK, CALL_NAT };

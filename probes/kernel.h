@@ -26,6 +26,51 @@
 	_value; })
 #endif
 
+/*
+ * A packet's bytes, whose address is a number to the verifier. bpf_rdonly_cast (6.2) makes of it a pointer to a type of two words
+ * (NP_CAST), loads through which are plain instructions that give zero where nothing is. The loader puts the function's id in
+ * place of NP_CAST_CALL. Without it each read is a checked copy.
+ */
+#ifdef NP_CAST
+#define NP_CAST_CALL 0x4e5043
+static u64 (*np_cast)(u64 address, u64 type) = (void *)NP_CAST_CALL;
+
+static __always_inline int copy_bytes(void *to, u64 from, const u32 size)
+{
+#pragma unroll
+	for (u32 at = 0; at < size; at += 16) {
+		u64 words = np_cast(from + at, NP_CAST);
+
+		*(u64 *)(to + at) = READ(u64, words, 0);
+		if (at + 8 < size)
+			*(u64 *)(to + at + 8) = READ(u64, words, 8);
+	}
+	return 0;
+}
+
+static __always_inline void mark_at(u64 address, u64 *nonce, u32 *sequence)
+{
+	u64 words = np_cast(address, NP_CAST);
+
+	*nonce = READ(u64, words, 0);
+	*sequence = READ(u32, words, 8);
+}
+#else
+static __always_inline int copy_bytes(void *to, u64 from, const u32 size)
+{
+	return bpf_probe_read_kernel(to, size, (void *)from);
+}
+
+static __always_inline void mark_at(u64 address, u64 *nonce, u32 *sequence)
+{
+	struct { u64 nonce; u32 sequence; u32 none; } found = {};
+
+	bpf_probe_read_kernel(&found, 12, (void *)address);
+	*nonce = found.nonce;
+	*sequence = found.sequence;
+}
+#endif
+
 /* Where a packet's VLAN tag beside it is marked: a whole word since 6.2, a bit before. */
 #ifdef NP_VLAN_WORD
 #define VLAN_PRESENT(skb) READ(u32, skb, OFF_sk_buff_vlan_present)

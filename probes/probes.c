@@ -8,7 +8,11 @@
 BPF_ARRAY(settings, struct np_settings, 1);
 BPF_HASH(tunnels, u16, u8, 256);
 BPF_PERCPU_ARRAY(counters, u64, 4); /* 0: records written, 1: records lost */
+#ifdef NP_OWN_BUFFER
+BPF_ARRAY(events, struct np_buffer, 1);
+#else
 BPF_RINGBUF_OUTPUT(events, 1);
+#endif
 
 #include "walk.h"
 
@@ -20,7 +24,6 @@ struct np_scratch {
 /* Two for each hook: a program may be interrupted by another run of itself, in a softirq, and by nothing more. */
 BPF_PERCPU_ARRAY(scratch, struct np_scratch, 16);
 
-
 static __always_inline void count(u32 which)
 {
 	u64 *value = counters.lookup(&which);
@@ -29,33 +32,77 @@ static __always_inline void count(u32 which)
 		(*value)++;
 }
 
+#ifdef NP_OWN_BUFFER
+/*
+ * A buffer of netpath's own: the kernel's takes a lock, and twice as long. The loader puts its size less one in place of NP_MASK, and
+ * how much of it may be unread in place of NP_LIMIT. Room is looked for first and taken then, by one atomic addition, so that
+ * programs that run at once on all processors may take more than the limit: the buffer is that much larger (see
+ * netpath/ebpf/ring.py). Behind it is room for the end of a record that begins on its last line.
+ *
+ * The compiler may be older than the instructions (5.12): the loader makes them of stores at these offsets.
+ */
+#define NP_MASK 0x4e504d53
+#define NP_LIMIT 0x4e504c49
+#define NP_FETCH_ADD "0x4e41"
+#define NP_EXCHANGE "0x4e58"
+
+static __always_inline void *take_lines(const u32 lines, u64 *state)
+{
+	u32 nought = 0;
+	struct np_buffer *buffer = events.lookup(&nought);
+	u64 mask, limit, place = lines, offset;
+
+	if (!buffer)
+		return 0;
+	asm volatile("%0 = %1" : "=r"(limit) : "i"(NP_LIMIT));
+	if ((*(volatile u64 *)&buffer->head + lines - *(volatile u64 *)&buffer->tail) * NP_LINE > limit)
+		return 0;
+	asm volatile("*(u64 *)(%1 + " NP_FETCH_ADD ") = %0" : "+r"(place) : "r"(&buffer->head) : "memory");
+	*state = NP_STATE(place, lines);
+	offset = place * NP_LINE;
+	asm volatile("%0 = %1" : "=r"(mask) : "i"(NP_MASK));
+	asm volatile("%0 &= %1" : "+r"(offset) : "r"(mask));
+	return (u8 *)(buffer + 1) + offset;
+}
+
+/* On x86 stores are seen in their order; elsewhere an atomic exchange puts this one behind the others. */
+static __always_inline void hand_over(u64 *at, u64 state)
+{
+#ifdef NP_ORDERED
+	asm volatile("" ::: "memory");
+	*(volatile u64 *)at = state;
+#else
+	asm volatile("*(u64 *)(%1 + " NP_EXCHANGE ") = %0" : "+r"(state) : "r"(at) : "memory");
+#endif
+}
+#else
+static __always_inline void *take_lines(const u32 lines, u64 *state)
+{
+	return events.ringbuf_reserve(lines * NP_LINE);
+}
+
+static __always_inline void hand_over(u64 *at, u64 state)
+{
+	events.ringbuf_submit(at, BPF_RB_NO_WAKEUP);
+}
+#endif
+
 /* What is known of a packet and its place before its headers are read. */
 struct np_seen {
 	u64 time, skb, location;
-	u32 netns, ifindex, length, reason, ahead;
+	struct np_settings *set;
+	u32 netns, ifindex, length, reason, ahead, sequence;
 	u16 protocol, type;
-	u8 hook;
+	u8 hook, marked;
 };
 
-static __always_inline int write_event(struct np_settings *set, const struct np_seen *seen, const u8 *front, u32 layer, u32 before,
-				       u64 got)
+static __always_inline void fill(struct np_event *event, const struct np_seen *seen, u32 got, s16 l3)
 {
-	struct np_found found = {};
-	struct np_event *event;
-
-	if (!np_walk(set, front, before, got, layer, seen->protocol, &found))
-		return 0;
-	event = events.ringbuf_reserve(sizeof(struct np_event));
-	if (!event) {
-		count(1);
-		return 0;
-	}
 	event->time = seen->time;
 	event->skb = seen->skb;
 	event->location = seen->location;
 	event->netns = seen->netns;
 	event->ifindex = seen->ifindex;
-	event->sequence = found.sequence;
 	event->length = seen->length;
 	event->reason = seen->reason;
 	event->cpu = bpf_get_smp_processor_id();
@@ -66,15 +113,55 @@ static __always_inline int write_event(struct np_settings *set, const struct np_
 		event->vlan_tci = READ(u16, seen->skb, OFF_sk_buff_vlan_tci);
 		event->vlan_protocol = __builtin_bswap16(READ(u16, seen->skb, OFF_sk_buff_vlan_proto));
 	}
-	event->captured = got < NP_CAPTURE ? got : NP_CAPTURE;
-	event->l3 = layer == L_ETHERNET ? -1 : (s16)before;
+	event->captured = got;
+	event->l3 = l3;
 	event->ahead = seen->ahead;
 	event->hook = seen->hook;
+}
+
+static __always_inline int write_event(const struct np_seen *seen, const u8 *front, u32 layer, u32 before, u64 got)
+{
+	struct np_found found = {};
+	struct np_event *event;
+	u64 state = 0;
+
+	if (!np_walk(seen->set, front, before, got, layer, seen->protocol, &found))
+		return 0;
+	event = take_lines(sizeof(struct np_event) / NP_LINE, &state);
+	if (!event) {
+		count(1);
+		return 0;
+	}
+	fill(event, seen, got < NP_CAPTURE ? got : NP_CAPTURE, layer == L_ETHERNET ? -1 : (s16)before);
+	event->sequence = found.sequence;
 	event->role = found.role;
 	__builtin_memcpy(event->data, front, NP_CAPTURE);
 	count(0);
 	event->left = bpf_ktime_get_ns();
-	events.ringbuf_submit(event, BPF_RB_NO_WAKEUP);
+	hand_over(&event->state, state);
+	return 0;
+}
+
+/*
+ * The record of a packet that is known by its end: its headers are copied, not read. Half the work of write_event, and as much
+ * less for the packet to wait. `size`: of those that end with a line, the smallest that holds what lies before the mark.
+ */
+static __always_inline int write_marked(struct np_event *event, u64 state, const struct np_seen *seen, u64 start, u32 room, s16 l3,
+					const u32 size)
+{
+	if (!event) {
+		count(1);
+		return 0;
+	}
+	fill(event, seen, room < size ? room : size, l3);
+	event->sequence = seen->sequence;
+	event->role = 0;
+	/* Behind a packet's bytes there is always what the kernel keeps of it (skb_shared_info): a fixed size may be copied. */
+	if (copy_bytes(event->data, start, size))
+		event->captured = 0;
+	count(0);
+	event->left = bpf_ktime_get_ns();
+	hand_over(&event->state, state);
 	return 0;
 }
 
@@ -86,106 +173,92 @@ enum np_end { END_FOREIGN, END_MARKED, END_ELSEWHERE };
  */
 static __always_inline int end_of(struct np_settings *set, u64 skb, u32 *sequence)
 {
-	u32 length = READ(u32, skb, OFF_sk_buff_len), found[3] = {};
+	u32 length = READ(u32, skb, OFF_sk_buff_len);
+	u64 nonce;
 
 	if (READ(u32, skb, OFF_sk_buff_data_len))
 		return END_ELSEWHERE;
 	if (length < set->tail)
 		return END_FOREIGN;
-	bpf_probe_read_kernel(found, sizeof(found), (void *)(READ(u64, skb, OFF_sk_buff_data) + length - set->tail));
-	*sequence = __builtin_bswap32(found[2]);
-	if (((u64)__builtin_bswap32(found[0]) << 32 | __builtin_bswap32(found[1])) != set->nonce || *sequence > set->last)
+	mark_at(READ(u64, skb, OFF_sk_buff_data) + length - set->tail, &nonce, sequence);
+	*sequence = __builtin_bswap32(*sequence);
+	if (__builtin_bswap64(nonce) != set->nonce || *sequence > set->last)
 		return END_FOREIGN;
 	return END_MARKED;
 }
 
-/*
- * The record of a packet that is known by its end: its headers are copied, not read. Half the work of write_event, and as much
- * less for the packet to wait.
- */
-static __always_inline int write_marked(const struct np_seen *seen, u64 start, u32 room, u32 sequence, s16 l3)
+/* The first thing at every hook, before anything else is read: most packets are not the run's, and are let go here. */
+static __always_inline int look(struct np_seen *seen, u64 skb)
 {
-	struct np_event *event = events.ringbuf_reserve(sizeof(struct np_event));
-
-	if (!event) {
-		count(1);
-		return 0;
-	}
-	event->time = seen->time;
-	event->skb = seen->skb;
-	event->location = seen->location;
-	event->netns = seen->netns;
-	event->ifindex = seen->ifindex;
-	event->sequence = sequence;
-	event->length = seen->length;
-	event->reason = seen->reason;
-	event->cpu = bpf_get_smp_processor_id();
-	event->device_type = seen->type;
-	event->protocol = seen->protocol;
-	event->vlan_tci = event->vlan_protocol = 0;
-	if (VLAN_PRESENT(seen->skb)) {
-		event->vlan_tci = READ(u16, seen->skb, OFF_sk_buff_vlan_tci);
-		event->vlan_protocol = __builtin_bswap16(READ(u16, seen->skb, OFF_sk_buff_vlan_proto));
-	}
-	event->captured = room < NP_CAPTURE ? room : NP_CAPTURE;
-	event->l3 = l3;
-	event->ahead = seen->ahead;
-	event->hook = seen->hook;
-	event->role = 0;
-	/* Behind a packet's bytes there is always what the kernel keeps of it (skb_shared_info): a fixed size may be copied. */
-	if (bpf_probe_read_kernel(event->data, NP_CAPTURE, (void *)start))
-		event->captured = 0;
-	count(0);
-	event->left = bpf_ktime_get_ns();
-	events.ringbuf_submit(event, BPF_RB_NO_WAKEUP);
-	return 0;
-}
-
-/*
- * Looks at the packet whose header of layer `layer` is at `start` (an address), and reports it if it carries the mark.
- * The link-layer header, where it has been pulled already, is shown too.
- */
-static __always_inline int report(u64 skb, u64 start, u32 layer, u64 dev, u64 net, u8 hook, u32 reason, u64 location)
-{
-	struct np_seen seen = { .skb = skb, .location = location, .reason = reason, .hook = hook, .type = 0xffff };
-	u32 nought = 0, key = hook, linear, room, before = 0, sequence = 0;
+	u32 nought = 0;
 	struct np_settings *set = settings.lookup(&nought);
-	struct np_scratch *own;
 	int end = END_ELSEWHERE;
-	u64 head, data, got;
-	u32 zero;
-	u16 mac;
 
 	if (!set || !set->nonce)
 		return 0;
 	if (set->tail) {
-		end = end_of(set, skb, &sequence);
+		end = end_of(set, skb, &seen->sequence);
 		if (end == END_FOREIGN)
 			return 0;
 	}
-	seen.time = bpf_ktime_get_ns();
+	seen->time = bpf_ktime_get_ns();
+	seen->skb = skb;
+	seen->set = set;
+	seen->marked = end == END_MARKED;
+	return 1;
+}
+
+/*
+ * Reports the packet whose header of layer `layer` is at `start` (an address), if it carries the mark. The link-layer header,
+ * where it has been pulled already, is shown too.
+ */
+static __always_inline int report(struct np_seen *seen, u64 start, u32 layer, u64 dev, u64 net, u8 hook)
+{
+	u32 key = hook, linear, room, before = 0, front;
+	struct np_event *event;
+	struct np_scratch *own;
+	u64 skb = seen->skb, head, data, got, state = 0;
+	u32 zero;
+	s16 l3;
+	u16 mac;
+
+	seen->hook = hook;
+	seen->type = 0xffff;
+	seen->ifindex = 0;
 	if (dev) {
-		seen.type = READ(u16, dev, OFF_net_device_type);
-		seen.ifindex = READ(u32, dev, OFF_net_device_ifindex);
+		seen->type = READ(u16, dev, OFF_net_device_type);
+		seen->ifindex = READ(u32, dev, OFF_net_device_ifindex);
 	}
-	seen.netns = netns_of(net);
-	seen.length = READ(u32, skb, OFF_sk_buff_len);
-	seen.protocol = __builtin_bswap16(READ(u16, skb, OFF_sk_buff_protocol));
-	linear = seen.length - READ(u32, skb, OFF_sk_buff_data_len);
+	seen->netns = netns_of(net);
+	seen->length = READ(u32, skb, OFF_sk_buff_len);
+	seen->protocol = __builtin_bswap16(READ(u16, skb, OFF_sk_buff_protocol));
+	linear = seen->length - READ(u32, skb, OFF_sk_buff_data_len);
 	head = READ(u64, skb, OFF_sk_buff_head);
 	data = READ(u64, skb, OFF_sk_buff_data);
 	mac = READ(u16, skb, OFF_sk_buff_mac_header);
-	if (layer != L_ETHERNET && mac != 0xffff && seen.type != 0xfffe && start - (head + mac) <= 64)
+	if (layer != L_ETHERNET && mac != 0xffff && seen->type != 0xfffe && start - (head + mac) <= 64)
 		before = start - (head + mac);
 	start -= before;
 	/* What is before data (a header already pulled) is there too. */
 	room = linear + (u32)(data - start);
 	if (room > 65535 || room < 8)
 		return 0;
-	seen.ahead = data > start ? data - start : 0;
-	if (end == END_MARKED)
-		return write_marked(&seen, start, room, sequence, layer == L_ETHERNET ? -1 : (s16)before);
-	zero = set->zero; /* see walk.h: what differs from path to path must not look known */
+	seen->ahead = data > start ? data - start : 0;
+	if (seen->marked) {
+		l3 = layer == L_ETHERNET ? -1 : (s16)before;
+		front = room - seen->set->tail;
+		if (front <= NP_SHORT) {
+			event = take_lines(2, &state);
+			return write_marked(event, state, seen, start, room, l3, NP_SHORT);
+		}
+		if (front <= NP_MIDDLE) {
+			event = take_lines(3, &state);
+			return write_marked(event, state, seen, start, room, l3, NP_MIDDLE);
+		}
+		event = take_lines(4, &state);
+		return write_marked(event, state, seen, start, room, l3, NP_CAPTURE);
+	}
+	zero = seen->set->zero; /* see walk.h: what differs from path to path must not look known */
 	before += zero;
 	layer += zero;
 	own = scratch.lookup(&key);
@@ -204,15 +277,15 @@ static __always_inline int report(u64 skb, u64 start, u32 layer, u64 dev, u64 ne
 		own->busy = 0;
 		return 0;
 	}
-	seen.ahead += zero;
-	seen.ifindex += zero;
-	seen.netns += zero;
-	seen.type += zero;
-	seen.protocol += zero;
-	seen.length += zero;
+	seen->ahead += zero;
+	seen->ifindex += zero;
+	seen->netns += zero;
+	seen->type += zero;
+	seen->protocol += zero;
+	seen->length += zero;
 	got += zero;
 	got &= 255;
-	write_event(set, &seen, own->front, layer, before, got);
+	write_event(seen, own->front, layer, before, got);
 	own->busy = 0;
 	return 0;
 }
@@ -226,19 +299,25 @@ static __always_inline u64 network(u64 skb)
 int np_tx(struct context *ctx)
 {
 	u64 skb = ARG(ctx, 0), dev = ARG(ctx, 1);
-	u16 type = READ(u16, dev, OFF_net_device_type);
-	u64 data = READ(u64, skb, OFF_sk_buff_data);
+	struct np_seen seen = {};
+	u16 type;
 
-	return report(skb, data, type == 1 || type == 772 ? L_ETHERNET : L_IP, dev, device_net(dev), NP_TX, 0, 0);
+	if (!look(&seen, skb))
+		return 0;
+	type = READ(u16, dev, OFF_net_device_type);
+	return report(&seen, READ(u64, skb, OFF_sk_buff_data), type == 1 || type == 772 ? L_ETHERNET : L_IP, dev, device_net(dev), NP_TX);
 }
 
 /* netif_receive_skb(skb): data is at the network header, or at a VLAN tag; network_header may be stale. */
 int np_rx(struct context *ctx)
 {
-	u64 skb = ARG(ctx, 0);
-	u64 dev = READ(u64, skb, OFF_sk_buff_dev);
+	u64 skb = ARG(ctx, 0), dev;
+	struct np_seen seen = {};
 
-	return report(skb, READ(u64, skb, OFF_sk_buff_data), L_ETHERTYPE, dev, device_net(dev), NP_RX, 0, 0);
+	if (!look(&seen, skb))
+		return 0;
+	dev = READ(u64, skb, OFF_sk_buff_dev);
+	return report(&seen, READ(u64, skb, OFF_sk_buff_data), L_ETHERTYPE, dev, device_net(dev), NP_RX);
 }
 
 #ifdef NP_REASONS
@@ -250,22 +329,29 @@ int np_rx(struct context *ctx)
 /* kfree_skb(skb, location, reason): data may be anywhere, the network header is where it was last set. */
 int np_drop(struct context *ctx)
 {
-	u64 skb = ARG(ctx, 0);
-	u64 dev = READ(u64, skb, OFF_sk_buff_dev), net = device_net(dev), sk;
+	u64 skb = ARG(ctx, 0), dev, net, sk;
+	struct np_seen seen = {};
 
+	if (!look(&seen, skb))
+		return 0;
+	dev = READ(u64, skb, OFF_sk_buff_dev);
+	net = device_net(dev);
 	if (!netns_of(net)) {
 		/* A packet in a socket's queue has other things where the device was. */
 		sk = READ(u64, skb, OFF_sk_buff_sk);
 		net = sk ? socket_net(sk) : 0;
 		dev = 0;
 	}
-	return report(skb, network(skb), L_IP, dev, net, NP_DROP, DROP_REASON(ctx), ARG(ctx, 1));
+	seen.reason = DROP_REASON(ctx);
+	seen.location = ARG(ctx, 1);
+	return report(&seen, network(skb), L_IP, dev, net, NP_DROP);
 }
 
 /* sk_data_ready(sk): the packet that made the socket readable is the last of its queue. */
 int np_socket(struct context *ctx)
 {
 	u64 sk = ARG(ctx, 0), skb;
+	struct np_seen seen = {};
 
 	/* A capture gets a copy, wherever it listens; that is no arrival. */
 	if (READ(u16, sk, OFF_sock_common_skc_family) == 17)
@@ -273,20 +359,24 @@ int np_socket(struct context *ctx)
 	if (!READ(u32, sk, OFF_sock_sk_receive_queue + OFF_sk_buff_head_qlen))
 		return 0;
 	skb = READ(u64, sk, OFF_sock_sk_receive_queue + OFF_sk_buff_prev);
-	if (!skb)
+	if (!skb || !look(&seen, skb))
 		return 0;
-	return report(skb, network(skb), L_IP, 0, socket_net(sk), NP_SOCKET, 0, 0);
+	return report(&seen, network(skb), L_IP, 0, socket_net(sk), NP_SOCKET);
 }
 
 /* skb_copy_datagram_iovec(skb, len): a process reads a packet, from a TUN device among others. */
 int np_tun_read(struct context *ctx)
 {
-	u64 skb = ARG(ctx, 0);
-	u64 dev = READ(u64, skb, OFF_sk_buff_dev), net = device_net(dev);
+	u64 skb = ARG(ctx, 0), dev, net;
+	struct np_seen seen = {};
 
+	if (!look(&seen, skb))
+		return 0;
+	dev = READ(u64, skb, OFF_sk_buff_dev);
+	net = device_net(dev);
 	if (!netns_of(net) || READ(u16, dev, OFF_net_device_type) != 0xfffe)
 		return 0;
-	return report(skb, READ(u64, skb, OFF_sk_buff_data), L_IP, dev, net, NP_TUN_READ, 0, 0);
+	return report(&seen, READ(u64, skb, OFF_sk_buff_data), L_IP, dev, net, NP_TUN_READ);
 }
 
 struct netfilter { u64 state; u64 skb; };
@@ -294,10 +384,13 @@ struct netfilter { u64 state; u64 skb; };
 /* `device` is a constant: which member of nf_hook_state names the device. */
 static __always_inline int at_hook(struct netfilter *ctx, u8 hook, const u32 device)
 {
-	u64 skb = ctx->skb, state = ctx->state;
-	u64 dev = READ(u64, state, device);
+	u64 skb = ctx->skb, state;
+	struct np_seen seen = {};
 
-	report(skb, network(skb), L_IP, dev, READ(u64, state, OFF_nf_hook_state_net), hook, 0, 0);
+	if (look(&seen, skb)) {
+		state = ctx->state;
+		report(&seen, network(skb), L_IP, READ(u64, state, device), READ(u64, state, OFF_nf_hook_state_net), hook);
+	}
 	return 1; /* NF_ACCEPT */
 }
 
@@ -315,15 +408,18 @@ int np_local_out(struct netfilter *ctx)
 static __always_inline int ends_with_probe(struct np_settings *set, u64 skb, u32 *sequence)
 {
 	u32 length = READ(u32, skb, OFF_sk_buff_len), distance;
-	u8 end[16] = {};
+	u8 end[16];
+	u64 at, nonce;
 
 	if (READ(u32, skb, OFF_sk_buff_data_len) || length < set->stage_tail)
 		return 0;
-	bpf_probe_read_kernel(end, sizeof(end), (void *)(READ(u64, skb, OFF_sk_buff_data) + length - set->stage_tail));
+	at = READ(u64, skb, OFF_sk_buff_data) + length - set->stage_tail;
 	if (!set->tcp_span) {
-		*sequence = be32(end + 8);
-		return ((u64)be32(end) << 32 | be32(end + 4)) == set->nonce && *sequence <= set->last;
+		mark_at(at, &nonce, sequence);
+		*sequence = __builtin_bswap32(*sequence);
+		return __builtin_bswap64(nonce) == set->nonce && *sequence <= set->last;
 	}
+	copy_bytes(end, at, sizeof(end));
 	distance = be32(end + 4) - set->tcp_base;
 	if ((end[13] & 0x12) != 0x02 || distance >= set->tcp_span || distance % set->tcp_stride)
 		return 0;
@@ -333,7 +429,8 @@ static __always_inline int ends_with_probe(struct np_settings *set, u64 skb, u32
 
 static __always_inline void write_stamp(u64 skb, u64 net, u32 sequence, u8 hook, u8 family, u64 priority, u64 time)
 {
-	struct np_stamp *stamp = events.ringbuf_reserve(sizeof(struct np_stamp));
+	u64 state = 0;
+	struct np_stamp *stamp = take_lines(1, &state);
 
 	if (!stamp) {
 		count(1);
@@ -349,7 +446,7 @@ static __always_inline void write_stamp(u64 skb, u64 net, u32 sequence, u8 hook,
 	stamp->spare = 0;
 	count(0);
 	stamp->left = bpf_ktime_get_ns();
-	events.ringbuf_submit(stamp, BPF_RB_NO_WAKEUP);
+	hand_over(&stamp->state, state);
 }
 
 /*

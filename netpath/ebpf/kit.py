@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 from netpath.ebpf import programs, records, sys
 from netpath.ebpf.btf import Btf
-from netpath.ebpf.ring import Ring
+from netpath.ebpf.ring import Lines, Ring, buffer
 from netpath.errors import MissingError
 
 SCRATCH_BYTES = 8 + 256 + 64
@@ -36,20 +36,26 @@ class Kit:
         header = programs.source_text("event.h")
         self.event, self.stamp = records.layout(header, "np_event"), records.layout(header, "np_stamp")
         self.settings = records.layout(header, "np_settings")
+        self._buffer = buffer(ring_bytes, sys.possible_cpus()) if programs.modern(types) is not None else None
         for name, kind, key, value, entries in (
             ("settings", sys.MAP_ARRAY, 4, self.settings.struct.size, 1),
             ("tunnels", sys.MAP_HASH, 2, 1, 256),
             ("counters", sys.MAP_PERCPU_ARRAY, 4, 8, 4),
             ("scratch", sys.MAP_PERCPU_ARRAY, 4, SCRATCH_BYTES, 16),
-            ("events", sys.MAP_RINGBUF, 0, 0, ring_bytes),
         ):
             self._make(name, kind, key, value, entries)
-        self.ring = Ring(self.maps["events"], ring_bytes)
+        self.ring: Ring | Lines
+        if self._buffer is not None:
+            self._make("events", sys.MAP_ARRAY, 4, self._buffer.map_bytes, 1, sys.MAPPABLE)
+            self.ring = Lines(self.maps["events"], self._buffer)
+        else:
+            self._make("events", sys.MAP_RINGBUF, 0, 0, ring_bytes)
+            self.ring = Ring(self.maps["events"], ring_bytes)
         stack.callback(self.ring.close)
 
-    def _make(self, name: str, kind: int, key: int, value: int, entries: int) -> None:
+    def _make(self, name: str, kind: int, key: int, value: int, entries: int, flags: int = 0) -> None:
         try:
-            descriptor = sys.create_map(kind, key, value, entries, f"np_{name}")
+            descriptor = sys.create_map(kind, key, value, entries, f"np_{name}", flags)
         except OSError as error:
             raise MissingError(
                 f"the kernel refused an eBPF map ({error.strerror}); CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed (run as root)"
@@ -70,13 +76,13 @@ class Kit:
 
     def load(self, variant: str, kind: int, program: str, **how: int) -> int:
         """A loaded program's descriptor. Raises LoadError with the verifier's log."""
-        descriptor = sys.load(kind, self.prepared(variant).linked(program, self.maps), program, **how)
+        descriptor = sys.load(kind, self.prepared(variant).linked(program, self.maps, self._buffer), program, **how)
         self._stack.callback(os.close, descriptor)
         return descriptor
 
     def load_at(self, variant: str, kind: int, program: str, priority: int, **how: int) -> int:
         """The same of a program that is told its netfilter priority."""
-        descriptor = sys.load(kind, self.prepared(variant).at_priority(program, self.maps, priority), program, **how)
+        descriptor = sys.load(kind, self.prepared(variant).at_priority(program, self.maps, priority, self._buffer), program, **how)
         self._stack.callback(os.close, descriptor)
         return descriptor
 

@@ -60,6 +60,14 @@ def layout(header: str, name: str) -> Layout:
     return Layout(tuple(names), tuple(offsets), struct.Struct(code))
 
 
+def constant(header: str, name: str) -> int:
+    """The number of a ``#define NAME NUMBER`` in a header's text."""
+    found = re.search(rf"^#define\s+{name}\s+(\d+)\b", header, re.M)
+    if found is None:
+        raise ValueError(f"{name} is not in the header")
+    return int(found[1])
+
+
 def enum(header: str, name: str) -> dict[str, int]:
     """Name -> value of ``enum NAME { A = 1, ... }`` in a header's text."""
     body = re.search(rf"^enum {name} \{{(.*?)\}};", header, re.M | re.S)

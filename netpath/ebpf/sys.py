@@ -19,6 +19,8 @@ PROG_GET_NEXT_ID, MAP_GET_NEXT_ID, LINK_GET_NEXT_ID, OBJ_GET_INFO_BY_FD = 11, 12
 RAW_TRACEPOINT_OPEN, LINK_CREATE, ENABLE_STATS = 17, 28, 32
 BTF_GET_FD_BY_ID, BTF_GET_NEXT_ID = 19, 23
 
+MAPPABLE = 1 << 10
+"""BPF_F_MMAPABLE: the values of an array may be mapped into memory (5.5)."""
 MAP_HASH, MAP_ARRAY, MAP_PERCPU_ARRAY, MAP_RINGBUF = 1, 2, 6, 27
 PROG_SCHED_CLS, PROG_KPROBE, PROG_RAW_TRACEPOINT, PROG_TRACING, PROG_NETFILTER = 3, 2, 17, 26, 32
 TRACE_RAW_TP, TRACE_FENTRY, TRACE_FEXIT, NETFILTER_ATTACH, TCX_INGRESS = 23, 24, 25, 45, 46
@@ -71,8 +73,8 @@ def _pointer(data: ctypes.Array[ctypes.c_char] | None) -> int:
     return ctypes.addressof(data) if data is not None else 0
 
 
-def create_map(kind: int, key_size: int, value_size: int, entries: int, name: str) -> int:
-    attributes = struct.pack("<IIIIIII16s", kind, key_size, value_size, entries, 0, 0, 0, name.encode()[:15])
+def create_map(kind: int, key_size: int, value_size: int, entries: int, name: str, flags: int = 0) -> int:
+    attributes = struct.pack("<IIIIIII16s", kind, key_size, value_size, entries, flags, 0, 0, name.encode()[:15])
     return call(MAP_CREATE, attributes)
 
 
@@ -225,3 +227,9 @@ def ids(command: int) -> frozenset[int]:
             return frozenset(found)
         current = struct.unpack_from("<I", buffer.raw, 4)[0]
         found.add(current)
+
+
+def possible_cpus() -> int:
+    """How many values a per-CPU map holds for one key."""
+    last = Path("/sys/devices/system/cpu/possible").read_text().strip().replace(",", "-").rpartition("-")[2]
+    return int(last) + 1

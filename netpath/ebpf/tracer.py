@@ -158,7 +158,7 @@ class Tracer:
     def _counter(self, which: int) -> int:
         if self._kit is None:
             return 0
-        cpus = _possible_cpus()
+        cpus = sys.possible_cpus()
         raw = sys.lookup(self._kit.maps["counters"], struct.pack("<I", which), 8 * cpus)
         return sum(struct.unpack(f"<{cpus}Q", raw))
 
@@ -369,7 +369,7 @@ class Tracer:
 
     def _decode(self, raw: bytes) -> Event:
         assert self._kit is not None
-        record = self._kit.event.unpack(raw)
+        record = self._kit.event.unpack(raw.ljust(self._kit.event.struct.size, b"\0"))
         captured = record["data"][: record["captured"]]
         headers, ip_length = parse(captured, record["l3"], record["protocol"], self._tunnel_ports)
         if record["l3"] == 0 and captured and not headers:
@@ -519,12 +519,6 @@ def _load_failure(error: sys.LoadError) -> str:
     kept = cache.keep_text(f"verifier-{error.program or 'program'}.log", error.log) if error.log else None
     more = f"; the verifier's whole log is in {kept}" if kept is not None else ""
     return f"the kernel refused to load an eBPF program ({error.strerror}{detail}); CAP_BPF and CAP_PERFMON are needed (run as root){more}"
-
-
-def _possible_cpus() -> int:
-    """How many values a per-CPU map holds for one key."""
-    last = Path("/sys/devices/system/cpu/possible").read_text().strip().replace(",", "-").rpartition("-")[2]
-    return int(last) + 1
 
 
 class Symbols:

@@ -15,11 +15,13 @@ from tests.bench.harness import SEED, machine, median_interval
 from tests.bench.onpath import Course, armed, build
 
 ROUNDS = 60
-COUNT = 30
+COUNT = 150
 CASES = {
-    "traced packets, devices": (True, ("stamp",)),
+    "traced packets, devices": (True, ("stamp", "local")),
+    "traced packets, devices and local hooks": (True, ("stamp",)),
     "traced packets, all stages": (True, ()),
-    "other packets, devices": (False, ("stamp",)),
+    "other packets, devices": (False, ("stamp", "local")),
+    "other packets, devices and local hooks": (False, ("stamp",)),
     "other packets, all stages": (False, ()),
 }
 

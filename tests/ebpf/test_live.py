@@ -24,9 +24,11 @@ from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6, IPv6ExtHdrDestOpt, IPv6E
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.layers.vxlan import VXLAN
 
+from netpath.ebpf import programs
 from netpath.ebpf import sys as bpf
 from netpath.ebpf.headers import parse
 from netpath.ebpf.providers import DEVICES
+from netpath.ebpf.ring import Ring
 from netpath.ebpf.tracer import Tracer
 from netpath.errors import MissingError
 from netpath.model import nonce as layout
@@ -529,3 +531,17 @@ def test_a_kind_of_event_can_be_left_away_for_a_while(pair: tuple[Netns, Netns])
             with tracer.without(*left):
                 assert kinds(number) == [kind for kind in whole if kind not in left]
             assert kinds(number + 4) == whole
+
+
+@pytest.mark.parametrize("devices", ["btf", "raw"])
+@pytest.mark.parametrize("payload", [64, None])
+def test_without_newer_functions_the_kernels_ring_buffer_is_used(
+    devices: str, payload: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a kernel before 6.2."""
+    monkeypatch.setattr(programs, "modern", lambda types: None)
+    with Tracer(hooks=[devices]) as tracer:
+        tracer.load()
+        tracer.arm(layout.new_nonce(), count=3, tunnel_ports={}, payload=payload)
+        tracer.self_check()
+        assert isinstance(tracer._kit and tracer._kit.ring, Ring)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from netpath.ebpf import btf, cache, programs
+from netpath.ebpf import btf, cache, programs, ring
 from netpath.ebpf.compile import references
 from netpath.errors import MissingError
 
@@ -26,6 +26,28 @@ def test_map_references_are_found_and_numbers_are_not_mistaken_for_them() -> Non
     assert references(code, {7: "events"}) == [(2, "events"), (5, "events")]
     linked = programs.Programs({"p": code}, {"p": ((2, "events"), (5, "events"))}, compiled=False).linked("p", {"events": 99})
     assert linked == CONSTANT + LOAD.replace(b"\x07", b"\x63") + EXIT + LOAD.replace(b"\x07", b"\x63")
+
+
+def test_what_the_compiler_can_not_say_is_put_in_by_the_loader() -> None:
+    code = (
+        b"\xb7\x01\0\0\x53\x4d\x50\x4e"  # r1 = NP_MASK
+        b"\xb7\x02\0\0\x49\x4c\x50\x4e"  # r2 = NP_LIMIT
+        b"\x7b\x21\x41\x4e\0\0\0\0"  # *(u64 *)(r1 + NP_FETCH_ADD) = r2
+        b"\x7b\x21\x58\x4e\0\0\0\0"  # *(u64 *)(r1 + NP_EXCHANGE) = r2
+        b"\x7b\x21\x08\0\0\0\0\0"  # *(u64 *)(r1 + 8) = r2
+        b"\x85\0\0\0\x43\x50\x4e\0"  # call NP_CAST_CALL
+        b"\x85\0\0\0\x05\0\0\0"  # call bpf_ktime_get_ns
+    )
+    done = programs.Programs({"p": CONSTANT + code}, {"p": ()}, compiled=False, cast=99)
+    assert done.linked("p", {}, ring.Buffer(limit=4096, bytes=8192)) == CONSTANT + (
+        b"\xb7\x01\0\0\xff\x1f\0\0"
+        b"\xb7\x02\0\0\0\x10\0\0"
+        b"\xdb\x21\0\0\x01\0\0\0"  # BPF_STX | BPF_ATOMIC | BPF_DW, BPF_ADD | BPF_FETCH
+        b"\xdb\x21\0\0\xe1\0\0\0"  # BPF_XCHG
+        b"\x7b\x21\x08\0\0\0\0\0"
+        b"\x85\x20\0\0\x63\0\0\0"  # src_reg 2: BPF_PSEUDO_KFUNC_CALL
+        b"\x85\0\0\0\x05\0\0\0"
+    )
 
 
 @pytest.fixture

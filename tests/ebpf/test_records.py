@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from netpath.ebpf import records, tracer
+from netpath.ebpf import records, ring, tracer
 from netpath.ebpf.programs import source_folder, source_text
 from netpath.model.packet import Icmp, Icmpv6, Ipv4, Ipv6, Udp
 
@@ -28,7 +28,7 @@ TYPES = "".join(
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C compiler")
-@pytest.mark.parametrize("name", ["np_event", "np_stamp", "np_settings"])
+@pytest.mark.parametrize("name", ["np_event", "np_stamp", "np_settings", "np_buffer"])
 def test_the_compiler_lays_it_out_the_same(name: str, tmp_path: Path) -> None:
     layout = records.layout(HEADER, name)
     prints = "".join(f'printf("{member} %zu\\n", __builtin_offsetof(struct {name}, {member}));\n' for member in layout.names)
@@ -45,8 +45,17 @@ def test_the_compiler_lays_it_out_the_same(name: str, tmp_path: Path) -> None:
 def test_every_member_unpacks_what_was_packed() -> None:
     layout = records.layout(HEADER, "np_event")
     values: dict[str, object] = {name: index + 1 for index, name in enumerate(layout.names)}
-    values |= {"data": bytes(range(192)), "l3": -1}
+    values |= {"data": bytes(range(records.constant(HEADER, "NP_CAPTURE"))), "l3": -1}
     assert layout.unpack(layout.pack(values)) == values
+
+
+def test_records_are_whole_lines_and_a_stamp_is_one() -> None:
+    assert records.constant(HEADER, "NP_LINE") == ring.LINE
+    event, stamp = records.layout(HEADER, "np_event").struct.size, records.layout(HEADER, "np_stamp").struct.size
+    assert (event, stamp) == (ring.BACK_BYTES, ring.LINE)
+    header = event - records.constant(HEADER, "NP_CAPTURE")
+    assert [header + records.constant(HEADER, name) for name in ("NP_SHORT", "NP_MIDDLE")] == [2 * ring.LINE, 3 * ring.LINE]
+    assert records.layout(HEADER, "np_buffer").struct.size == ring.FRONT_BYTES
 
 
 def test_names_of_hooks_and_roles_are_the_headers() -> None:
