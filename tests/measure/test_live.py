@@ -165,7 +165,7 @@ def test_where_probes_were_dropped_and_where_they_went_astray_is_said(labs: dict
     hops = (replace(path.hops[0], status="unexpected"), *path.hops[1:])
     astray = replace(done, trace=replace(done.trace, paths=(replace(path, hops=hops),), outcome="mixed"))
     text = measurement_text(astray, Screen(False, 200))
-    assert f"  unexpected: eth0 tx in {made.pod('pod1a').netns}, 5 probes\n" in text
+    assert f"  unexpected: eth0 tx in {made.pod('pod1a').netns}, {path.probes} probes\n" in text
     assert "verdict: 5 probes mixed (5 delivered), NOT as predicted" in text
 
 
