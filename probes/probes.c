@@ -34,7 +34,7 @@ static __always_inline void count(u32 which)
 
 #ifdef NP_OWN_BUFFER
 /*
- * A buffer of netpath's own: the kernel's takes a lock, and twice as long. The loader puts its size less one in place of NP_MASK, and
+ * A buffer of netpath's own: the kernel's takes a lock for each record. The loader puts its size less one in place of NP_MASK, and
  * how much of it may be unread in place of NP_LIMIT. Room is looked for first and taken then, by one atomic addition, so that
  * programs that run at once on all processors may take more than the limit: the buffer is that much larger (see
  * netpath/ebpf/ring.py). Behind it is room for the end of a record that begins on its last line.
