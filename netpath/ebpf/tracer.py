@@ -489,11 +489,12 @@ def known_packets(nonce: int, sequence: int, size: int) -> tuple[KnownPacket, ..
             _make_veth()
         except OSError as error:
             raise MissingError(f"cannot make veth devices for the self-check: {error.strerror} (modprobe veth)") from error
-        address = struct.pack("16sHH4s8x", CHECK_DEVICES[0].encode(), socket.AF_INET, 0, socket.inet_aton(CHECK_SOURCE))
-        fcntl.ioctl(receiver.fileno(), 0x8916, address)  # SIOCSIFADDR
-        for name in (*CHECK_DEVICES, "lo"):
+        # The peer first: the sender then has a carrier as it comes up, and sends at once; else linkwatch starts it some time later.
+        for name in ("lo", *reversed(CHECK_DEVICES)):
             up = struct.pack("16sH14x", name.encode(), 0x1 | 0x40)  # IFF_UP | IFF_RUNNING
             fcntl.ioctl(receiver.fileno(), 0x8914, up)  # SIOCSIFFLAGS
+        address = struct.pack("16sHH4s8x", CHECK_DEVICES[0].encode(), socket.AF_INET, 0, socket.inet_aton(CHECK_SOURCE))
+        fcntl.ioctl(receiver.fileno(), 0x8916, address)  # SIOCSIFADDR
         data = layout.pack(nonce, sequence, size)
         sender.bind(("127.0.0.1", 0))
         receiver.bind(("127.0.0.1", 0))

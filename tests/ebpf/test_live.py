@@ -479,7 +479,9 @@ def test_the_self_check_passes_and_is_not_reported() -> None:
         ("sk_buff", "len"),
         ("sk_buff", "head"),
         ("ns_common", "inum"),
+        ("sk_buff", "dev"),
         ("net_device", "ifindex"),
+        ("net_device", "type"),
     ],
 )
 def test_the_self_check_refuses_wrong_offsets(
