@@ -482,6 +482,8 @@ def test_the_self_check_passes_and_is_not_reported() -> None:
         ("sk_buff", "dev"),
         ("net_device", "ifindex"),
         ("net_device", "type"),
+        ("net_device", "nd_net"),
+        ("net", "ns"),
     ],
 )
 def test_the_self_check_refuses_wrong_offsets(
