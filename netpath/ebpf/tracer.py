@@ -12,21 +12,19 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from netpath import setns
 from netpath.ebpf import btf as btf_module
-from netpath.ebpf import cache, providers, sys
+from netpath.ebpf import cache, providers, selfcheck, sys
 from netpath.ebpf.headers import QUOTING, parse
 from netpath.ebpf.kit import Kit
 from netpath.ebpf.providers.base import QUEUE, QUEUE_LOSS, STAGE_LOSS, TRACEPOINTS, Devices, Hook, Inside
 from netpath.ebpf.providers.netfilter_links import HOOKS as NETFILTER_HOOKS
-from netpath.errors import MissingError, NetpathError
+from netpath.errors import MissingError
 from netpath.model import nonce as layout
 from netpath.model.event import QUEUED, Boundary, Event, Stamp
-from netpath.model.packet import Ethernet, Headers, Icmp, Ipv4, Ipv6, Udp, Vlan
+from netpath.model.packet import Ethernet, Headers, Icmp, Ipv4, Ipv6, Vlan
 
 RING_BYTES = 1 << 20
 TCP_SYN_BYTES = 32
@@ -42,9 +40,6 @@ TAIL_SIZES = (18, 400)
 a packet in an ICMP error (net/ipv4/icmp.c), which with tunnels around it leaves the second."""
 CHECK_BYTES = 40
 """Payload of the self-check's packet when the run's own have no common size."""
-CHECK_DEVICES, CHECK_INDICES = ("npcheck0", "npcheck1"), (70001, 70003)
-"""The self-check's own devices, and their indices: a loopback device's is always 1, as many a number is."""
-CHECK_SOURCE, CHECK_PORT = "192.0.2.1", 40404
 HOOK_NAMES = {1: "tx", 2: "rx", 3: "drop", 4: "socket", 5: "local_in", 6: "local_out", 7: "tun_read"}
 ROLES = {1: "probe", 2: "answer", 3: "error"}
 NO_ARRIVALS = (
@@ -419,129 +414,19 @@ class Tracer:
     def self_check(self) -> None:
         """See a packet that is known in every field, before any reading is believed.
 
-        It crosses the loopback device of a network namespace that is made for it, then a pair of veth devices there, whose indices no
-        other member of a structure has by chance. Raises MissingError on any difference.
+        The packet crosses a pair of devices in a network namespace that is made for it. Raises MissingError on any difference.
         """
         with ThreadPoolExecutor(1) as worker:
-            expected = worker.submit(known_packets, self._nonce, self._check_number, self._check_size).result()
+            expected = worker.submit(selfcheck.send, self._nonce, self._check_number, self._check_size).result()
         seen = [event for event in self._events() if event.sequence == self._check_number]
         hops = [event for event in seen if event.hook in ("tx", "rx")]
-        wanted = [(packet, name) for packet in expected for name in ("tx", "rx") if name in self._hooks]
-        for event, (packet, _) in zip(hops, wanted, strict=False):
-            problem = packet.differs(event)
+        for event in hops:
+            problem = expected.differs(event)
             if problem:
                 raise MissingError(f"the probes read this kernel wrongly ({problem}); nothing they see can be trusted here")
-        if [event.hook for event in hops] != [name for _, name in wanted]:
+        if [event.hook for event in hops] != [name for name in ("tx", "rx") if name in self._hooks]:
             found = ", ".join(event.hook for event in hops) or "nothing"
-            raise MissingError(
-                f"the probes saw {found} of packets that crossed a loopback device and a pair of veth devices; "
-                "they do not work on this kernel"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class KnownPacket:
-    """What is known of one of the self-check's packets. `ifindex`: of the device it leaves by, and of the one it comes in by."""
-
-    netns: int
-    ifindex: tuple[int, int]
-    source: str
-    sport: int
-    dport: int
-    size: int
-    before_ns: int
-    after_ns: int
-
-    def differs(self, event: Event) -> str | None:
-        ip = next((header for header in event.headers if isinstance(header, Ipv4)), None)
-        udp = next((header for header in event.headers if isinstance(header, Udp)), None)
-        facts: tuple[tuple[str, object, object], ...] = (
-            ("namespace", event.netns, self.netns),
-            ("ifindex", event.ifindex, self.ifindex[event.hook == "rx"]),
-            ("IP length", event.ip_length, self.size + 28),
-            ("frame length", event.length, self.size + 42),
-            ("source", ip and ip.src, self.source),
-            ("ports", udp and (udp.sport, udp.dport), (self.sport, self.dport)),
-            ("time", self.before_ns <= event.time_ns <= self.after_ns, True),
-        )
-        for name, found, wanted in facts:
-            if found != wanted:
-                return f"{name} at the {event.hook} hook: {found!r} instead of {wanted!r}"
-        return None
-
-
-def known_packets(nonce: int, sequence: int, size: int) -> tuple[KnownPacket, ...]:
-    """Send two datagrams in a namespace of this thread's own: one over its loopback device, one from a veth device to its peer.
-
-    Raises MissingError where the namespace or the devices cannot be made, NetpathError when a datagram does not arrive within 2 s.
-    """
-    import fcntl
-
-    try:
-        setns.unshare()
-    except OSError as error:
-        raise MissingError(f"cannot make a network namespace for the self-check: {error.strerror} (run as root)") from error
-    inode = Path("/proc/thread-self/ns/net").stat().st_ino
-    with contextlib.ExitStack() as stack:
-        sender, receiver, other = (stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(3))
-        tap = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM))
-        try:
-            _make_veth()
-        except OSError as error:
-            raise MissingError(f"cannot make veth devices for the self-check: {error.strerror} (modprobe veth)") from error
-        # The peer first: the sender then has a carrier as it comes up, and sends at once; else linkwatch starts it some time later.
-        for name in ("lo", *reversed(CHECK_DEVICES)):
-            up = struct.pack("16sH14x", name.encode(), 0x1 | 0x40)  # IFF_UP | IFF_RUNNING
-            fcntl.ioctl(receiver.fileno(), 0x8914, up)  # SIOCSIFFLAGS
-        address = struct.pack("16sHH4s8x", CHECK_DEVICES[0].encode(), socket.AF_INET, 0, socket.inet_aton(CHECK_SOURCE))
-        fcntl.ioctl(receiver.fileno(), 0x8916, address)  # SIOCSIFADDR
-        data = layout.pack(nonce, sequence, size)
-        sender.bind(("127.0.0.1", 0))
-        receiver.bind(("127.0.0.1", 0))
-        # To a group of the link no route is needed, and nobody's link-layer address.
-        other.bind((CHECK_SOURCE, 0))
-        group = struct.pack("4s4si", bytes(4), socket.inet_aton(CHECK_SOURCE), CHECK_INDICES[0])
-        other.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, group)
-        other.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 0)
-        tap.bind((CHECK_DEVICES[1], 0x0800))  # ETH_P_IP
-        loopback = _known(inode, (1, 1), sender, receiver, receiver.getsockname(), data)
-        return loopback, _known(inode, CHECK_INDICES, other, tap, ("224.0.0.1", CHECK_PORT), data)
-
-
-def _known(
-    netns: int, ifindex: tuple[int, int], sender: socket.socket, receiver: socket.socket, to: tuple[str, int], data: bytes
-) -> KnownPacket:
-    receiver.settimeout(2)
-    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    sender.sendto(data, to)
-    try:
-        receiver.recv(len(data) + 28)
-    except TimeoutError as error:
-        raise NetpathError("a packet of the self-check did not arrive in its own network namespace within 2 s") from error
-    after = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    source, port = sender.getsockname()
-    return KnownPacket(netns, ifindex, source, port, to[1], len(data), before, after)
-
-
-def _make_veth() -> None:
-    """A pair of veth devices, named and numbered as the self-check's (rtnetlink(7)). Raises OSError."""
-
-    def attribute(kind: int, data: bytes) -> bytes:
-        return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
-
-    def device(number: int, more: bytes = b"") -> bytes:
-        header = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, CHECK_INDICES[number], 0, 0)
-        return header + attribute(3, CHECK_DEVICES[number].encode() + b"\0") + more  # IFLA_IFNAME
-
-    data = attribute(2, attribute(1, device(1)))  # IFLA_INFO_DATA, VETH_INFO_PEER
-    body = device(0, attribute(18, attribute(1, b"veth\0") + data))  # IFLA_LINKINFO, IFLA_INFO_KIND
-    flags = 0x1 | 0x4 | 0x200 | 0x400  # NLM_F_REQUEST | NLM_F_ACK | NLM_F_EXCL | NLM_F_CREATE
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as route:  # NETLINK_ROUTE
-        route.settimeout(10)
-        route.send(struct.pack("=IHHII", 16 + len(body), 16, flags, 1, 0) + body)  # RTM_NEWLINK
-        (code,) = struct.unpack_from("=i", route.recv(4096), 16)
-    if code:
-        raise OSError(-code, os.strerror(-code))
+            raise MissingError(f"the probes saw {found} of a packet that crossed two devices; they do not work on this kernel")
 
 
 def role_of(headers: Headers) -> str:

@@ -479,11 +479,13 @@ def test_the_self_check_passes_and_is_not_reported() -> None:
         ("sk_buff", "len"),
         ("sk_buff", "head"),
         ("ns_common", "inum"),
+        ("sk_buff", "data"),
         ("sk_buff", "dev"),
+        ("sk_buff", "protocol"),
+        ("sk_buff", "mac_header"),
         ("net_device", "ifindex"),
         ("net_device", "type"),
         ("net_device", "nd_net"),
-        ("net", "ns"),
     ],
 )
 def test_the_self_check_refuses_wrong_offsets(

@@ -20,7 +20,7 @@ def test_devices_are_seen_and_what_is_missing_is_named() -> None:
     assert way(path)[: len(expected)] == expected
     assert {hop.status for hop in path.hops[: len(expected)]} == {"observed"}
     assert [stage.bytes for stage in path.stages if stage.stage in ("encap", "decap")][:2] == [50, -50]
-    arrivals = offered["raw tracepoint sk_data_ready"] or offered["netfilter link"] or offered["fentry"]
+    arrivals = offered["raw tracepoint sk_data_ready"] or offered["netfilter link"] or offered["fentry"] or offered["kprobe"]
     if told.verdict == "COMPLETE":
         assert arrivals and result.trace.outcome == "delivered"
     else:
