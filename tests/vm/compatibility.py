@@ -28,6 +28,10 @@ FEATURES = (
         "every device on the way seen, in order",
         ("tests/trace/test_precision.py", f"{_LIVE}test_every_hop_is_observed_as_predicted[4-udp]"),
     ),
+    *(
+        Row(f"the same hops, rewrite and stages by {name}", (f"tests/trace/test_hooks.py::test_every_kind_sees_the_same[{name}]",))
+        for name in ("netfilter", "fentry", "kprobe")
+    ),
     Row("UDP over IPv4, every hop observed as predicted", (f"{_LIVE}test_every_hop_is_observed_as_predicted[4-udp]",)),
     Row("TCP over IPv4", (f"{_LIVE}test_every_hop_is_observed_as_predicted[4-tcp]",)),
     Row("UDP over IPv6", (f"{_LIVE}test_every_hop_is_observed_as_predicted[6-udp]",)),
@@ -116,8 +120,8 @@ def render(results: Mapping[str, Mapping[str, Any]]) -> str:
         "- yes: the tests of the line pass there. no: the kernel does not offer it, and netpath says so. –: not run on that kernel.",
         "- A hook that is missing is named: by `netpath probes` with what is lost, and by a trace, which is PARTIAL where it matters.",
         "- Below 5.8 there is no ring buffer: netpath refuses a trace with exit 3. No such kernel was tried.",
-        "- Before 5.17 the kernel gives no reasons for drops. On 5.10 no hook in use tells an arrival: a trace shows the devices and says",
-        "  PARTIAL, and its outcome is not to be relied on. Discovery, prediction and `inventory` need no hooks.",
+        "- Before 5.17 the kernel gives no reasons for drops: the function that freed the packet is named. Before 5.11 fentry can't reach",
+        "  functions of modules, and kprobes are taken for it. Discovery, prediction and `inventory` need no hooks.",
         "- A VXLAN device without a forwarding entry drops with `NO_TX_TARGET` since 6.14, and in later 6.12 too (seen on 6.12.95), where",
         "  prediction still says `VXLAN_NO_REMOTE`. A trace says what the kernel said.",
         "",

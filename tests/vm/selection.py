@@ -6,17 +6,12 @@ from dataclasses import dataclass
 
 _EVERY_KERNEL = (
     "tests/trace/test_precision.py",
-    "tests/lab/test_ipip.py::test_calico_ipip_is_recognised",
-    "tests/lab/test_ipvs.py::test_virtual_servers_are_read_with_their_backends",
-    "tests/lab/test_ipvs.py::test_ipvsadm_reads_the_same",
-    "tests/lab/test_ipvs.py::test_path_lists_every_backend",
-)
-"""What holds without a delivery hook too."""
-_TRACED = (
+    "tests/trace/test_hooks.py::test_every_kind_sees_the_same[kprobe]",
     "tests/trace/test_live.py::test_every_hop_is_observed_as_predicted[4-udp]",
     "tests/lab/test_ipip.py::test_calico_ipip_pod_to_pod",
     "tests/lab/test_ipvs.py::test_a_pod_is_balanced_and_answered",
 )
+_FENTRY = "tests/trace/test_hooks.py::test_every_kind_sees_the_same[fentry]"
 
 
 @dataclass(frozen=True)
@@ -41,11 +36,10 @@ SELECTIONS = (
     # 50 pods and captures on every device say nothing about a kernel, and take minutes here; nor do more of the same.
     Selection(
         "6.1",
-        ("tests/trace/test_precision.py", "tests/trace/test_live.py", "tests/lab/test_ipip.py", "tests/lab/test_ipvs.py"),
+        (*_EVERY_KERNEL[:2], _FENTRY, "tests/trace/test_live.py", "tests/lab/test_ipip.py", "tests/lab/test_ipvs.py"),
         without=("50_pods", "tcpdump", "icmp", "6-tcp", "same_addresses", "unrelated"),
         seconds=1300,
     ),
-    # Nothing tells an arrival there yet: a trace is PARTIAL, and its outcome no test's business.
-    Selection("5.10", _EVERY_KERNEL),
-    Selection("6.12", (*_EVERY_KERNEL, *_TRACED)),
+    Selection("5.10", (*_EVERY_KERNEL, "tests/trace/test_hooks.py::test_arrivals_that_no_socket_tells[icmp-kprobe]")),
+    Selection("6.12", (*_EVERY_KERNEL, _FENTRY)),
 )
