@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -98,3 +100,14 @@ def test_a_kind_that_this_kernel_lacks_is_refused(made: Overlay) -> None:
 def test_a_kind_that_there_is_not_is_one_line() -> None:
     with pytest.raises(UsageError, match="--hooks ftrace: no such kind of hook; there are btf, raw, netfilter, fentry, kprobe"):
         run(TraceRequest("host", "127.0.0.1", hooks=("ftrace",)))
+
+
+def test_without_the_kernels_types_nothing_is_guessed(made: Overlay) -> None:
+    """BTF hidden: one line that says what is missing, and exit code 3, whatever was kept of it before."""
+    ends = [f"netns:{made.pods[0][0].name}", f"netns:{made.pods[1][0].name}:{ECHO_PORT}"]
+    hidden = 'mount -t tmpfs none /sys/kernel/btf && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", hidden, "sh", sys.executable, "-m", "netpath", "trace", *ends, "--udp"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 3 and done.stdout == ""
+    assert "/sys/kernel/btf/vmlinux" in line and "CONFIG_DEBUG_INFO_BTF" in line
