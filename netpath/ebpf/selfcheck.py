@@ -105,19 +105,22 @@ def _make_devices() -> None:
     """A pair of veths, up, with these indexes (rtnetlink(7), drivers/net/veth.c). Raises MissingError."""
     peer = _attribute(_VETH_PEER, _link(INDEXES["rx"], 0) + _attribute(_IFLA_IFNAME, b"rx\0"))
     info = _attribute(_INFO_KIND, b"veth") + _attribute(_INFO_DATA, peer)
-    made = _link(INDEXES["tx"], _IFF_UP) + _attribute(_IFLA_IFNAME, b"tx\0") + _attribute(_IFLA_LINKINFO, info)
+    made = _link(INDEXES["tx"], 0) + _attribute(_IFLA_IFNAME, b"tx\0") + _attribute(_IFLA_LINKINFO, info)
+    # The sender comes up last: with its peer up it has a carrier then, and no queue that waits for one.
+    up = [(_link(INDEXES[name], _IFF_UP), 0) for name in ("rx", "tx")]
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
-        # One that is not yet joined to its peer can't be up: the second after the first.
-        for body, flags in ((made, _CREATE | _EXCLUSIVE), (_link(INDEXES["rx"], _IFF_UP), 0)):
+        for body, flags in ((made, _CREATE | _EXCLUSIVE), *up):
             netlink.send(struct.pack("=IHHII", 16 + len(body), _RTM_NEWLINK, _REQUEST | _ACK | flags, 1, 0) + body)
             answer = netlink.recv(4096)
             kind, code = struct.unpack_from("=H", answer, 4)[0], struct.unpack_from("=i", answer, 16)[0]
             if kind != _NLMSG_ERROR or code:
-                raise MissingError(f"cannot make a pair of veths for the self-check: {os.strerror(-code)}")
+                raise MissingError(
+                    f"cannot make a pair of veths for the self-check: {os.strerror(-code)} (modprobe veth, or run as root)"
+                )
 
 
 def _link(index: int, flags: int) -> bytes:
-    return struct.pack("=BxHiII", 0, 0, index, flags, _IFF_UP)
+    return struct.pack("=BxHiII", 0, 0, index, flags, flags)
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
