@@ -23,10 +23,12 @@ def test_one_of_3000_services_is_traced_as_predicted(language: str, tmp_path: Fi
         (forward,), _ = as_predicted(done)
         (dnat,) = forward.translations
         assert rewrites(forward) == [("dnat", False)] and dnat.rule is not None and "svc2999" in (dnat.rule.service or ""), dnat
-        assert len(done.trace.prediction.paths) == 2
+        # Besides there may be a way that a bridge takes while neighbours are of another age, of no share.
+        predicted = [path for path in done.trace.prediction.paths if path.share]
+        assert len(predicted) == 2
         # The same from the file that this snapshot becomes.
         file = tmp_path / "node.json"
         file.write_bytes(snapshotfile.dump(done.snapshot))
         snapshot = snapshotfile.load(file)
         again = predict(snapshot, done.flow, index=SnapshotIndex(snapshot))
-        assert [path.translations for path in again.paths] == [path.translations for path in done.trace.prediction.paths]
+        assert [path.translations for path in again.paths] == [path.translations for path in predicted]
