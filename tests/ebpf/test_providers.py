@@ -55,9 +55,12 @@ def test_each_boundary_has_the_first_mark_in_it(provider: tuple[Nowhere, int]) -
     assert [(each.time_ns, each.priority) for each in found] == [(1, -301), (2, -299), (3, -199), (4, -149), (5, -99)]
 
 
-def test_a_place_where_nothing_is_registered_is_marked_once(provider: tuple[Nowhere, int]) -> None:
+def test_a_place_where_nothing_is_registered_is_marked_at_each_visit(provider: tuple[Nowhere, int]) -> None:
+    """By the tunnel's packet, by its payload, and by the next probe, which may lie where the first one did."""
     made, netns = provider
-    assert [each.priority for each in made.marks([stamp(1, 0, netns, "forward"), stamp(2, 0, netns, "forward")])] == [0]
+    payload = [stamp(1, 0, netns, "forward"), stamp(2, 0, netns, "forward")]
+    following = Stamp(3, netns, 4, "forward", 0, 2, 7)
+    assert [(each.time_ns, each.priority) for each in made.marks([*payload, following])] == [(1, 0), (2, 0), (3, 0)]
 
 
 def test_a_packet_that_comes_by_again_is_marked_again(provider: tuple[Nowhere, int]) -> None:

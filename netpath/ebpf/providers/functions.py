@@ -117,24 +117,23 @@ class Functions(Inside):
     def marks(self, stamps: Sequence[Stamp]) -> list[Stamp]:
         """Of each packet's visit to a hook the first mark that lies in a boundary, once for each boundary."""
         found: list[Stamp] = []
-        seen: set[tuple[int, int, int, str, Boundary]] = set()
+        visits: dict[tuple[int, int, int, int, str], tuple[set[int], set[Boundary]]] = {}
         for stamp in sorted(stamps, key=lambda each: each.time_ns):
             if stamp.hook == QUEUED:
                 found.append(stamp)
                 continue
-            boundaries = self._asked.get((stamp.netns, stamp.family, stamp.hook), [])
-            if stamp.priority == BEGIN:
-                # The packet may come by again: what was seen of its last visit is over.
-                seen -= {(*_visit(stamp), boundary) for boundary in boundaries}
-            boundary = _boundary(stamp.priority, boundaries)
-            if boundary is not None and (*_visit(stamp), boundary) not in seen:
-                seen.add((*_visit(stamp), boundary))
+            visit = (stamp.sequence, stamp.skb, stamp.netns, stamp.family, stamp.hook)
+            passed, marked = visits.setdefault(visit, (set(), set()))
+            if stamp.priority in passed:
+                # No place is passed twice in one visit: the packet has come by again, as another's payload before or since.
+                passed.clear()
+                marked.clear()
+            passed.add(stamp.priority)
+            boundary = _boundary(stamp.priority, self._asked.get((stamp.netns, stamp.family, stamp.hook), []))
+            if boundary is not None and boundary not in marked:
+                marked.add(boundary)
                 found.append(replace(stamp, priority=boundary.priority))
         return found
-
-
-def _visit(stamp: Stamp) -> tuple[int, int, int, str]:
-    return stamp.skb, stamp.netns, stamp.family, stamp.hook
 
 
 def _boundary(priority: int, boundaries: Sequence[Boundary]) -> Boundary | None:
