@@ -151,10 +151,12 @@ static __always_inline int passed(u64 skb, u64 net, u8 hook)
 	return 0;
 }
 
-/* ip_rcv_finish(net, sk, skb) and its IPv6 twin: behind PREROUTING, whether anything is registered there or not. */
+/* ip_route_input_noref(skb, ...), ip6_route_input(skb): behind PREROUTING, whether anything is registered there or not. */
 int np_received(struct context *ctx)
 {
-	return passed(ARG(ctx, 2), ARG(ctx, 0), 0);
+	u64 skb = ARG(ctx, 0);
+
+	return passed(skb, device_net(READ(u64, skb, OFF_sk_buff_dev)), 0);
 }
 
 /* ip_forward(skb) and its IPv6 twin: before FORWARD. */

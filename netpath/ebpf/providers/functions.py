@@ -1,8 +1,9 @@
 """What fentry and kprobes share: which of the kernel's functions stand in for netfilter links, and what their marks mean.
 
 A mark is put where a function is entered and where it returns: nf_hook_slow (all that is registered at a hook of netfilter),
-nf_conntrack_in, nf_nat_inet_fn; what remains of a hook is filtering. Where nothing is registered, ip_rcv_finish and ip_forward
-tell where routing begins and ends. The names have been the same since Linux 5.1.
+nf_conntrack_in, nf_nat_inet_fn; what remains of a hook is filtering. Where nothing is registered, ip_route_input_noref and
+ip_forward tell where routing begins and ends (ip_rcv_finish, before it, is inlined by some compilers). The names have been the same
+since Linux 5.1.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ STAGES = (
     Site("stamp", "np_track_end", "nf_conntrack_in", leaving=True, module="nf_conntrack", needed=False),
     Site("stamp", "np_nat_begin", "nf_nat_inet_fn", module="nf_nat", needed=False),
     Site("stamp", "np_nat_end", "nf_nat_inet_fn", leaving=True, module="nf_nat", needed=False),
-    Site("stamp", "np_received", "ip_rcv_finish"),
-    Site("stamp", "np_received", "ip6_rcv_finish", needed=False),
+    Site("stamp", "np_received", "ip_route_input_noref"),
+    Site("stamp", "np_received", "ip6_route_input", needed=False),
     Site("stamp", "np_forwarded", "ip_forward"),
     Site("stamp", "np_forwarded", "ip6_forward", needed=False),
 )
