@@ -55,10 +55,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 
 def _settle(scene: Scene) -> None:
-    """Until duplicate address detection is over: its end changes routes and the state of devices."""
+    """Until the state of devices is final: the kernel tells that a bridge has its carrier up to a second later."""
     deadline = time.monotonic() + 20
-    while any(each.ip("-6", "addr", "show", "tentative").strip() for each in scene.spaces):
-        assert time.monotonic() < deadline, "addresses stay tentative"
+    while any(" state UNKNOWN " in each.ip("-o", "link", "show", "type", "bridge") for each in scene.spaces):
+        assert time.monotonic() < deadline, "a bridge's state stays unknown"
         time.sleep(0.05)
 
 
