@@ -1,7 +1,9 @@
 """Do the stages add up? Their corrected sum, from the sender's send call to the return of the receive call, over an independently
 measured half of the round trip of the same program with nothing attached.
 
-Every round sends a plain block, a plain one again (the control) and one in each arrangement, in random order.
+Every round sends a block in each arrangement, in random order. Right before and right after the one with all hooks comes a plain
+one: the stages are compared with the mean of these two, so that the machine's moods fall on both, and the control is the one over
+the other, whichever came first.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from typing import Any
 from netpath import lab
 from netpath.trace import calibrate
 from tests.bench.harness import SEED, machine, median_interval
-from tests.bench.onpath import PORT, Block, Course, armed, build
+from tests.bench.onpath import PORT, Armed, Block, Course, armed, build
 
-ROUNDS = 40
+ROUNDS = 120
 COUNT = 30
 MODES = ("flannel-vxlan", "flannel-hostgw", "calico-bgp", "docker")
 
@@ -59,19 +61,15 @@ def measure(mode: str) -> dict[str, Any]:
     order = random.Random(SEED)
     with lab.running(mode) as made, course(mode, made, build()) as ready, armed(ready) as on:
         on.block(COUNT)
-        plain: list[float] = []
-        control: list[float] = []
+        around: list[tuple[float, float]] = []
         rounds: list[dict[str, Block]] = []
         for _ in range(ROUNDS):
-            names = [*calibrate.ARRANGEMENTS, "plain", "control"]
-            order.shuffle(names)
             blocks: dict[str, Block] = {}
-            for name in names:
-                if name in ("plain", "control"):
-                    halves = [value / 2 for value in on.plain(COUNT).round_trips]
-                    (plain if name == "plain" else control).append(trimmed(halves))
-                else:
-                    blocks[name] = on.block(COUNT, left=calibrate.ARRANGEMENTS[name])
+            for name in order.sample(list(calibrate.ARRANGEMENTS), len(calibrate.ARRANGEMENTS)):
+                before = half(on) if name == "all" else 0.0
+                blocks[name] = on.block(COUNT, left=calibrate.ARRANGEMENTS[name])
+                if name == "all":
+                    around.append((before, half(on)))
             rounds.append(blocks)
         unseen = calibrate.estimate([{name: block.samples() for name, block in each.items()} for each in rounds])
         sums, spent = [], defaultdict(list)
@@ -80,8 +78,9 @@ def measure(mode: str) -> dict[str, Any]:
             sums.append(sum(found.values()))
             for stage, value in found.items():
                 spent[stage].append(value)
+    plain = [statistics.fmean(pair) for pair in around]
     ratios = [mine / theirs for mine, theirs in zip(sums, plain, strict=True)]
-    aa = [again / theirs for again, theirs in zip(control, plain, strict=True)]
+    aa = [one / other for one, other in (order.sample(pair, 2) for pair in around)]
     return {
         "mode": mode,
         "closure": statistics.median(ratios),
@@ -94,6 +93,11 @@ def measure(mode: str) -> dict[str, Any]:
         "unseen_ns": dict(unseen.ns),
         "rounds": ROUNDS,
     }
+
+
+def half(on: Armed) -> float:
+    """ns: the mean of half a round trip with nothing attached."""
+    return trimmed([value / 2 for value in on.plain(COUNT).round_trips])
 
 
 def trimmed(values: list[float]) -> float:

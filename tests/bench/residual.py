@@ -1,6 +1,7 @@
 """Does the correction hold? The same path with few hooks and with many: corrected, both must take as long.
 
-Every round sends a block in each arrangement, in random order. Odd rounds calibrate, even ones are judged by it.
+Every round sends a block in each arrangement, in random order. Odd rounds calibrate, even ones are judged by it. And `BLOCKS` times
+over, some rounds in a row calibrate alone, as few as a measurement takes for it, and all others together say what is true.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ import json
 import random
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from netpath import lab
+from netpath.measure import plan
 from netpath.trace import calibrate
 from tests.bench.harness import SEED, machine, median_interval
 from tests.bench.onpath import Course, armed, build
 
-ROUNDS = 160
-SPLITS = 100
+BLOCKS = 100
+CALIBRATING = plan.CALIBRATIONS
 COUNT = 30
 FEW, MANY = "receptions", "all"
 
@@ -29,21 +32,29 @@ def corrected(samples: tuple[calibrate.Sample, ...], unseen: calibrate.Unseen) -
     return statistics.median(nets), statistics.median(sample.spent + less for sample, less in zip(samples, cost, strict=True))
 
 
-def coverage(rounds: Sequence[Mapping[str, tuple[calibrate.Sample, ...]]]) -> tuple[int, float]:
-    """Of `SPLITS` halvings at random: in how many the uncertainty from one half holds what many hooks leave over few in the other.
+@dataclass(frozen=True)
+class Coverage:
+    """What calibrations of `CALIBRATING` rounds in a row are worth, no round in two of them."""
 
-    And the largest part of the uncertainty's width that its difference took up in 95 of 100 of them: at most 1 is what is wanted.
-    """
-    order = random.Random(SEED)
+    held: int
+    """How many of `BLOCKS` had an uncertainty that held what many hooks leave over few by their correction, in all other rounds."""
+    needed: float
+    """The largest part of the uncertainty that this took up in 95 of 100."""
+    width: float
+    """The median uncertainty in ns."""
+
+
+def coverage(rounds: Sequence[Mapping[str, tuple[calibrate.Sample, ...]]]) -> Coverage:
     taken: list[float] = []
-    for _ in range(SPLITS):
-        mixed = order.sample(rounds, len(rounds))
-        unseen = calibrate.estimate(mixed[: len(mixed) // 2])
-        judged = mixed[len(mixed) // 2 :]
-        left = statistics.median(corrected(each[MANY], unseen)[0] - corrected(each[FEW], unseen)[0] for each in judged)
-        taken.append(abs(left) / uncertainty(judged[0], unseen))
+    widths: list[float] = []
+    for start in range(0, len(rounds), CALIBRATING):
+        unseen = calibrate.estimate(rounds[start : start + CALIBRATING])
+        others = [*rounds[:start], *rounds[start + CALIBRATING :]]
+        left = statistics.median(corrected(each[MANY], unseen)[0] - corrected(each[FEW], unseen)[0] for each in others)
+        widths.append(uncertainty(others[0], unseen))
+        taken.append(abs(left) / widths[-1])
     taken.sort()
-    return sum(part <= 1 for part in taken), taken[round(0.95 * SPLITS) - 1]
+    return Coverage(sum(part <= 1 for part in taken), taken[round(0.95 * len(taken)) - 1], statistics.median(widths))
 
 
 def uncertainty(each: Mapping[str, tuple[calibrate.Sample, ...]], unseen: calibrate.Unseen) -> float:
@@ -59,7 +70,7 @@ def main() -> int:
         with Course(build(), client, server, server.address) as course, armed(course) as on:
             on.block(COUNT)
             rounds: list[dict[str, tuple[calibrate.Sample, ...]]] = []
-            for _ in range(ROUNDS):
+            for _ in range(BLOCKS * CALIBRATING):
                 names = [*calibrate.ARRANGEMENTS, "again"]
                 order.shuffle(names)
                 blocks = {name: on.block(COUNT, left=calibrate.ARRANGEMENTS.get(name, ())) for name in names}
@@ -79,7 +90,7 @@ def main() -> int:
     cost = statistics.median(costs)
     counts = judged[0][MANY][0].counts
     width = uncertainty(judged[0], unseen)
-    inside_of, needed = coverage(rounds)
+    covered = coverage(rounds)
     middle = median_interval(residuals)
     inside = middle[0] <= width and -width <= middle[1]
     raw = statistics.median(statistics.median(sample.net + sample.spent for sample in each[MANY]) for each in judged)
@@ -101,17 +112,22 @@ def main() -> int:
         "uncertainty_ns": width,
         "uncertainty_over_one_way": width / one_way,
         "consistent_with_uncertainty": inside,
-        "held_in_splits": inside_of,
-        "splits": SPLITS,
-        "of_uncertainty_in_95_of_100": needed,
         "rounds": len(judged),
+        "calibrations": BLOCKS,
+        "rounds_of_a_calibration": CALIBRATING,
+        "held": covered.held,
+        "of_uncertainty_in_95_of_100": covered.needed,
+        "uncertainty_of_a_calibration_ns": covered.width,
+        "uncertainty_of_a_calibration_over_one_way": covered.width / one_way,
     }
     low, high = middle
     print(
         f"residual: many ({sum(counts.values())} events) less few, corrected: {result['residual_ns']:,.0f} ns [{low:,.0f}, {high:,.0f}]"
         f" = {result['residual_over_cost']:+.3f} of the {cost:,.0f} ns corrected; A/A {result['control_aa_ns']:,.0f} ns;"
-        f" one way {one_way:,.0f} (raw {raw:,.0f}), uncertainty {width:,.0f} ns,"
-        f" which held in {inside_of} of {SPLITS} splits ({needed:.2f} of it in 95 of 100); {len(judged)} rounds"
+        f" one way {one_way:,.0f} (raw {raw:,.0f}), uncertainty {width:,.0f} ns;"
+        f" {len(judged)} rounds; calibrated by {CALIBRATING} rounds: uncertainty {covered.width:,.0f} ns"
+        f" ({covered.width / one_way:.1%} of one way), which held in {covered.held} of {BLOCKS}"
+        f" ({covered.needed:.2f} of it in 95 of 100)"
     )
     target = Path(__file__).with_name("results-residual.json")
     target.write_text(json.dumps({"machine": machine(), "results": [result]}, indent=2) + "\n")
