@@ -97,13 +97,15 @@ class Tracer:
         (LOCAL_IN and LOCAL_OUT).
 
         What a path takes with and without them is what they cost there (`netpath.trace.calibrate`). Events that were written
-        before are still in the buffer. Not for the kinds that `run` needs to end: nobody would see a delivery.
+        before are still in the buffer. Kinds that are not armed stay away. Not for the kinds that `run` needs to end: nobody would
+        see a delivery.
         """
-        self._detach(*kinds)
+        armed = [kind for kind in kinds if self._links.get(kind)]
+        self._detach(*armed)
         try:
             yield
         finally:
-            for kind in kinds:
+            for kind in armed:
                 if kind == "stamp":
                     self._link_stages()
                 elif kind == "local":
@@ -233,6 +235,7 @@ class Tracer:
         listen_in: Sequence[str] = (),
         stages: Mapping[str, Sequence[Boundary]] | None = None,
         sockets: bool = True,
+        relays: bool = True,
     ) -> None:
         """Attach. From here on every packet that carries `nonce` and a sequence number up to `count` is reported.
 
@@ -241,7 +244,8 @@ class Tracer:
         a netfilter hook; one that is gone by now is passed over. `stages` are the marks to be put among what is registered at
         netfilter hooks, by the file of their namespace (see `take_stamps`). Raises MissingError.
 
-        `sockets`: what arrives is for a socket, as datagrams are and SYNs and echoes are not.
+        `sockets`: what arrives is for a socket, as datagrams are and SYNs and echoes are not. `relays`: some process may read packets
+        from a TUN device; without one the hook for it, which every datagram that anybody reads would pay for, is left away.
 
         `payload` is the size of every probe's payload, if they are all of one: other packets are then told by their end alone, at
         half the cost to them. It is not used where padding or a shortened quotation in an ICMP error could hide the end.
@@ -263,7 +267,7 @@ class Tracer:
             "stage_tail": 0 if not stages else TCP_SYN_BYTES if tcp_base is not None else payload or 0,
         }
         self._kit.configure(self._values)
-        self._attach_tracepoints()
+        self._attach_tracepoints(() if relays else ("tun_read",))
         self._listened = tuple(listen_in)
         self._sockets_too = "socket" not in self._hooks
         self._hooks += [hook for hook in self._link_local() if hook not in self._hooks]
@@ -281,8 +285,10 @@ class Tracer:
         assert self._kit is not None
         self._kit.configure({**self._values, "tail": tail, "stage_tail": size})
 
-    def _attach_tracepoints(self) -> None:
+    def _attach_tracepoints(self, left: Sequence[str]) -> None:
         for hook in TRACEPOINTS:
+            if hook.name in left:
+                continue
             try:
                 if hook.name not in self._loaded:
                     raise FileNotFoundError(errno.ENOENT, "not in this kernel")

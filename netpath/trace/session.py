@@ -280,7 +280,14 @@ def arm(
         listen_in=[path for inode in inodes if (path := entry(index, inode))],
         stages=marks(index, registered) if registered is not None else None,
         sockets=all(flow.protocol == "udp" for _, flow in ways),
+        relays=may_relay(snapshot),
     )
+
+
+def may_relay(snapshot: Snapshot) -> bool:
+    """Some process may read packets from a TUN device: there is one, or not all devices could be read."""
+    unread = bool(snapshot.problems) or any(namespace.problems for namespace in snapshot.namespaces)
+    return unread or any(link.kind == "tun" for namespace in snapshot.namespaces for link in namespace.links)
 
 
 def marks(index: SnapshotIndex, registered: stages.Registered) -> dict[str, tuple[Boundary, ...]]:

@@ -8,7 +8,9 @@ import pytest
 
 from netpath.model.packet import Headers, Icmp, Ipv4, Tcp, Udp
 from netpath.model.path import Delivery, DeviceRef, Hop, NetnsRef, Path, Stage
+from netpath.model.snapshot import Link, Namespace, Snapshot
 from netpath.trace.attribute import Step
+from netpath.trace.session import may_relay
 from netpath.trace.userspace import LAB_RELAY, boundary, imitations, named
 
 IP = Ipv4("10.0.0.1", "10.0.0.2")
@@ -78,3 +80,21 @@ def test_a_lab_relays_figures_say_so() -> None:
     (tap,) = imitations([through(LAB_RELAY, "veth")])
     assert tap.startswith("lab relay, not weaver:")
     assert imitations([through("flanneld", "tun"), path()]) == []
+
+
+@pytest.mark.parametrize(
+    ("kinds", "problem", "machine_problem", "expected"),
+    [
+        (("veth", "bridge"), None, None, False),
+        (("veth", "tun"), None, None, True),
+        (("veth",), "links: EPERM", None, True),
+        (("veth",), None, "netns: EPERM", True),
+    ],
+    ids=["none", "tun", "links unread", "namespaces unread"],
+)
+def test_where_a_process_may_read_packets(
+    kinds: tuple[str, ...], problem: str | None, machine_problem: str | None, expected: bool
+) -> None:
+    links = tuple(Link(number, f"d{number}", kind, None, 1500) for number, kind in enumerate(kinds, start=1))
+    space = Namespace(1, "n", links=links, problems=(problem,) if problem else ())
+    assert may_relay(Snapshot((space,), problems=(machine_problem,) if machine_problem else ())) == expected
