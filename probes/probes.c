@@ -50,12 +50,14 @@ static __always_inline void *take_lines(const u32 lines, u64 *state)
 {
 	u32 nought = 0;
 	struct np_buffer *buffer = events.lookup(&nought);
-	u64 mask, limit, place = lines, offset;
+	u64 mask, place = lines, offset;
+	s64 limit;
 
 	if (!buffer)
 		return 0;
 	asm volatile("%0 = %1" : "=r"(limit) : "i"(NP_LIMIT));
-	if ((*(volatile u64 *)&buffer->head + lines - *(volatile u64 *)&buffer->tail) * NP_LINE > limit)
+	/* Signed: between the two looks others may have written, and the reader may have read it, past the head that was seen here. */
+	if ((s64)(*(volatile u64 *)&buffer->head + lines - *(volatile u64 *)&buffer->tail) * NP_LINE > limit)
 		return 0;
 	asm volatile("*(u64 *)(%1 + " NP_FETCH_ADD ") = %0" : "+r"(place) : "r"(&buffer->head) : "memory");
 	*state = NP_STATE(place, lines);

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _BUSY, _DISCARD, _LENGTH = 1 << 31, 1 << 30, (1 << 30) - 1
-_POSITION = struct.Struct("<Q")
-
 
 LINE = 64
 """NP_LINE in probes/event.h."""
@@ -17,9 +15,15 @@ FRONT_BYTES, BACK_BYTES = 128, 4 * LINE
 """struct np_buffer before the lines, and room behind them for a record that begins on the last one."""
 CONTEXTS = 4
 """Programs that may run at once on a processor: in a process, in a softirq, in an interrupt, in an NMI."""
-_TAIL = 64
-_STATE = struct.Struct("@Q")
-"""Native: read at one go."""
+_WORD = 8
+_HEAD, _TAIL = 0, 64 // _WORD
+"""Places in the map as words."""
+
+
+def _words(memory: mmap.mmap) -> memoryview:
+    """The map as words of 64 bits, each read and written at one go. `struct.pack_into` writes zeros first: the programs would see them
+    and, with all that was ever written in between, find no room."""
+    return memoryview(memory).cast("Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +51,24 @@ class Lines:
     def __init__(self, descriptor: int, size: Buffer) -> None:
         self._mask = size.bytes - 1
         self._memory = mmap.mmap(descriptor, size.map_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)
+        self._words = _words(self._memory)
 
     def records(self) -> Iterator[bytes]:
         """All records that are whole by now, oldest first; each is released when the next one is asked for."""
-        memory, mask = self._memory, self._mask
-        (place,) = _STATE.unpack_from(memory, _TAIL)
-        (end,) = _STATE.unpack_from(memory, 0)
+        memory, words, mask = self._memory, self._words, self._mask
+        place, end = words[_TAIL], words[_HEAD]
         while place < end:
             offset = FRONT_BYTES + (place * LINE & mask)
-            (state,) = _STATE.unpack_from(memory, offset)
+            state = words[offset // _WORD]
             lines = state & 0xFF
             if not lines or state >> 8 != place:
                 return
             yield memory[offset : offset + lines * LINE]
             place += lines
-            _STATE.pack_into(memory, _TAIL, place)
+            words[_TAIL] = place
 
     def close(self) -> None:
+        self._words.release()
         self._memory.close()
 
 
@@ -76,12 +81,12 @@ class Ring:
         self._consumer = mmap.mmap(descriptor, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)
         # The data area is mapped twice in a row, so that a record that wraps around reads as one piece.
         self._producer = mmap.mmap(descriptor, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        self._consumed, self._produced = _words(self._consumer), _words(self._producer)
         self._start = page
 
     def records(self) -> Iterator[bytes]:
         """All records that are complete by now, oldest first; each is released when the next one is asked for."""
-        (position,) = _POSITION.unpack_from(self._consumer, 0)
-        (end,) = _POSITION.unpack_from(self._producer, 0)
+        position, end = self._consumed[0], self._produced[0]
         while position < end:
             offset = self._start + (position & (self._size - 1))
             (header,) = struct.unpack_from("<I", self._producer, offset)
@@ -91,8 +96,10 @@ class Ring:
             if not header & _DISCARD:
                 yield self._producer[offset + 8 : offset + 8 + length]
             position += (length + 8 + 7) & ~7
-            _POSITION.pack_into(self._consumer, 0, position)
+            self._consumed[0] = position
 
     def close(self) -> None:
+        self._consumed.release()
+        self._produced.release()
         self._consumer.close()
         self._producer.close()

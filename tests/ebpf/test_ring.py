@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import signal
 import struct
 from collections.abc import Iterator
 
@@ -54,6 +56,30 @@ def test_a_record_is_read_once_and_only_when_it_is_whole(pair: tuple[Writer, rin
     writer.finish(second)
     assert fills(reader) == [(4, 12), (2, 13)]
     assert fills(reader) == []
+
+
+def test_what_has_been_read_never_seems_less_to_the_programs(pair: tuple[Writer, ring.Lines]) -> None:
+    """They look at it at any moment: what they took for a moment's zero was a buffer without room, and an event lost."""
+    writer, reader = pair
+    words = memoryview(mmap.mmap(writer.file.fileno(), SIZE.map_bytes)).cast("Q")
+    ready, gone = os.pipe()
+    child = os.fork()
+    if not child:
+        signal.alarm(60)  # whatever becomes of the parent
+        seen = 0
+        os.write(gone, b"r")
+        while seen < 30_000:
+            now = words[8]
+            if now < seen:
+                os._exit(1)
+            seen = now
+        os._exit(0)
+    assert os.read(ready, 1) == b"r"
+    for _ in range(30_000):
+        writer.finish(writer.begin(1, 1))
+        assert len(fills(reader)) == 1
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 def test_records_of_the_round_before_are_not_taken_for_new_ones(pair: tuple[Writer, ring.Lines]) -> None:
