@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,12 +15,14 @@ import pytest
 
 from tests.conftest import skip_allowed
 from tests.vm import compatibility
+from tests.vm.guest import Outcome
 from tests.vm.harness import documents, facts, run
 from tests.vm.kernels import GuestUnavailable, fetch
 from tests.vm.selection import SELECTIONS, Selection
 
 pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.timeout(1500)]
 
+AT_ONCE = 2
 SUMMARIES: list[str] = []
 """One line for each guest, for the end of the run."""
 
@@ -40,21 +45,48 @@ def as_local(config: pytest.Config, series: str, document: Any) -> pytest.TestRe
     return report
 
 
-@pytest.mark.parametrize("selection", SELECTIONS, ids=lambda selection: selection.series)
-def test_the_selection_runs_in_a_guest(request: pytest.FixtureRequest, selection: Selection) -> None:
-    """Passes when the guest came to its end; the tests that ran in it are reported on their own, and fail on their own."""
+@dataclass(frozen=True)
+class Ended:
+    """What came of a guest's run."""
+
+    release: str
+    outcome: Outcome
+    found: list[tuple[str, Any]]
+    told: dict[str, Any] | None
+    seconds: float
+
+
+def ended(selection: Selection) -> Ended:
+    """Run a kernel's selection. Raises GuestUnavailable."""
     began = time.monotonic()
+    kernel = fetch(selection.series)
+    with TemporaryDirectory() as scratch:
+        share = Path(scratch)
+        outcome = run(kernel, selection.arguments, share, seconds=selection.seconds)
+        return Ended(kernel.release, outcome, list(documents(share)), facts(share), time.monotonic() - began)
+
+
+@pytest.fixture(scope="module")
+def running(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Ended]]]:
+    """The runs that were asked for, by series, two at a time: a guest's tests keep one processor busy."""
+    asked = [item.callspec.params.get("selection") for item in request.session.items if hasattr(item, "callspec")]
+    with ThreadPoolExecutor(AT_ONCE) as workers:
+        yield {each.series: workers.submit(ended, each) for each in SELECTIONS if each in asked}
+
+
+@pytest.mark.parametrize("selection", SELECTIONS, ids=lambda selection: selection.series)
+def test_the_selection_runs_in_a_guest(
+    request: pytest.FixtureRequest, running: dict[str, Future[Ended]], selection: Selection
+) -> None:
+    """Passes when the guest came to its end; the tests that ran in it are reported on their own, and fail on their own."""
     try:
-        kernel = fetch(selection.series)
-        with TemporaryDirectory() as scratch:
-            share = Path(scratch)
-            outcome = run(kernel, selection.arguments, share, seconds=selection.seconds)
-            found, told = list(documents(share)), facts(share)
+        done = running[selection.series].result()
     except GuestUnavailable as why:
         pytest.skip(f"no guest: {selection.series}: {why}")
+    outcome, told = done.outcome, done.told
     counts = {"passed": 0, "failed": 0, "skipped": 0}
     open_test: str | None = None
-    for kind, document in found:
+    for kind, document in done.found:
         if kind == "start":
             open_test = document
         elif kind == "test":
@@ -65,8 +97,8 @@ def test_the_selection_runs_in_a_guest(request: pytest.FixtureRequest, selection
             if report.when == "teardown":
                 open_test = None
     counted = ", ".join(f"{number} {word}" for word, number in counts.items())
-    SUMMARIES.append(f"guest {kernel.release}: {counted} in {time.monotonic() - began:.0f} s")
-    broken = [document for kind, document in found if kind == "broken"]
+    SUMMARIES.append(f"guest {done.release}: {counted} in {done.seconds:.0f} s")
+    broken = [document for kind, document in done.found if kind == "broken"]
     assert not broken, "the guest could not collect its tests:\n" + "\n".join(broken)
     where = f" in {open_test}" if open_test is not None else ""
     assert outcome.exit_code is not None, (
