@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from netpath.errors import MissingError, NetpathError, UsageError
-from netpath.probe.messages import Answer, Enter, Entered, Failed, Preload, Send, Sent
+from netpath.probe.messages import Answer, Enter, Entered, Failed, Preload, Send, Sent, Shot
 
 _REPLY: Any = msgspec.json.Decoder(Entered | Sent | Answer | Failed)
 
@@ -79,17 +79,19 @@ class Injector:
         """The sender process."""
         return self._process.pid
 
-    def send(self, sequence: int, *, size: int | None = None, fresh: bool = False) -> Sent:
-        """Send one probe, of another payload `size` than entered or as the first packet of a `fresh` flow if asked for.
+    def send(self, *sequences: int, size: int | None = None, fresh: bool = False) -> tuple[Shot, ...]:
+        """Send probes one right after the other, of another payload `size` than entered or each as the first packet of a `fresh`
+        flow if asked for.
 
         A send that the kernel refused is no exception: its errno is in the result.
         """
-        self._channel.send(msgspec.json.encode(Send(sequence, size, fresh)))
+        self._channel.send(msgspec.json.encode(Send(sequences, size, fresh)))
         reply = self._reply()
         if isinstance(reply, Failed):
-            raise NetpathError(f"probe {sequence} to {self._target} could not be sent: {reply.text}")
+            numbers = f"probe {sequences[0]}" if len(sequences) == 1 else f"probes {sequences[0]} to {sequences[-1]}"
+            raise NetpathError(f"{numbers} to {self._target} could not be sent: {reply.text}")
         assert isinstance(reply, Sent)
-        return reply
+        return reply.shots
 
     def poll(self) -> None:
         """Take answers that have come in by now into `answers`."""

@@ -30,13 +30,13 @@ class Enter(msgspec.Struct, tag=True, frozen=True):
 
 
 class Send(msgspec.Struct, tag=True, frozen=True):
-    """Send probe number `sequence`. Answered by Sent or Failed."""
+    """Send probes of these numbers, one right after the other. Answered by Sent or Failed."""
 
-    sequence: int
+    sequences: tuple[int, ...]
     size: int | None = None
     """Bytes of payload; None: as entered."""
     fresh: bool = False
-    """From a source port (ICMP: with an identifier) of its own, so that it is the first packet of a flow."""
+    """Each from a source port (ICMP: with an identifier) of its own, so that it is the first packet of a flow."""
 
 
 class Entered(msgspec.Struct, tag=True, frozen=True):
@@ -47,12 +47,18 @@ class Entered(msgspec.Struct, tag=True, frozen=True):
     netns: int
 
 
-class Sent(msgspec.Struct, tag=True, frozen=True):
-    """CLOCK_MONOTONIC just before the send call, and the errno it ended with (0: taken by the kernel)."""
+class Shot(msgspec.Struct, frozen=True):
+    """CLOCK_MONOTONIC just before a probe's send call, and the errno it ended with (0: taken by the kernel)."""
 
     sequence: int
     time_ns: int
     error: int
+
+
+class Sent(msgspec.Struct, tag=True, frozen=True):
+    """What became of each probe that was to be sent."""
+
+    shots: tuple[Shot, ...]
 
 
 class Answer(msgspec.Struct, tag=True, frozen=True):

@@ -22,7 +22,7 @@ import msgspec
 
 from netpath.model import nonce as layout
 from netpath.probe import build
-from netpath.probe.messages import Answer, Enter, Entered, Failed, Preload, Send, Sent
+from netpath.probe.messages import Answer, Enter, Entered, Failed, Preload, Send, Sent, Shot
 from netpath.setns import enter_path
 
 IP_MTU_DISCOVER = 10
@@ -145,7 +145,7 @@ class Sender:
             self._fresh.popleft().close()
         return sock
 
-    def send(self, sequence: int, size: int | None = None, fresh: bool = False) -> Sent:
+    def send(self, sequence: int, size: int | None = None, fresh: bool = False) -> Shot:
         """Send one probe; an errno says why the kernel would not take it (EMSGSIZE, ENETUNREACH, EPERM, ...)."""
         output, sport, identifier = self.output, self.sport, self.spec.identifier
         if fresh and self.spec.protocol == "icmp":
@@ -170,7 +170,7 @@ class Sender:
                     output.sendto(data, (self.spec.dst, port))
                 except OSError as again:
                     code = again.errno or errno.EIO
-        return Sent(sequence=sequence, time_ns=before, error=code)
+        return Shot(sequence=sequence, time_ns=before, error=code)
 
     def receive(self) -> Answer | None:
         """One answer to a UDP or echo probe; anything else that arrives is dropped without a word."""
@@ -217,7 +217,7 @@ def serve(channel: socket.socket) -> None:
                 elif sender is None:
                     reply = Failed(error=errno.EINVAL, text="asked to send before a namespace was entered")
                 else:
-                    reply = sender.send(request.sequence, request.size, request.fresh)
+                    reply = Sent(tuple(sender.send(number, request.size, request.fresh) for number in request.sequences))
             except OSError as error:
                 unroutable = isinstance(error, Unroutable)
                 reply = Failed(error=error.errno or errno.EIO, text=error.strerror or str(error), unroutable=unroutable)

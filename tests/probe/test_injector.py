@@ -69,7 +69,7 @@ def test_udp_reaches_a_socket_from_the_kernels_own_source(
         entered = injector.enter(Enter(a.path, "udp", dst, NONCE, dport=port, size=100))
         assert entered.source == src
         before = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        sent = injector.send(7)
+        (sent,) = injector.send(7)
         data, address = receiver.recvfrom(2000)
         after = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         assert (address[0], address[1]) == (src, entered.sport)
@@ -81,6 +81,18 @@ def test_udp_reaches_a_socket_from_the_kernels_own_source(
             injector.poll()
         assert [answer.sequence for answer in injector.answers] == [7]
         assert injector.answers[0].time_ns > after
+
+
+def test_probes_of_a_batch_follow_one_another_each_with_its_own_time(pair: tuple[Netns, Netns], injector: Injector) -> None:
+    a, b = pair
+    with b.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("10.9.0.2", 0))
+        receiver.settimeout(5)
+        injector.enter(Enter(a.path, "udp", "10.9.0.2", NONCE, dport=receiver.getsockname()[1]))
+        shots = injector.send(4, 5, 6, size=30)
+        assert [layout.unpack(receiver.recv(2000)) for _ in shots] == [(NONCE, 4), (NONCE, 5), (NONCE, 6)]
+    assert [(shot.sequence, shot.error) for shot in shots] == [(4, 0), (5, 0), (6, 0)]
+    assert shots[0].time_ns < shots[1].time_ns < shots[2].time_ns
 
 
 def test_ttl_df_and_source_port_are_as_asked(pair: tuple[Netns, Netns], injector: Injector) -> None:
@@ -120,7 +132,7 @@ def test_an_echo_is_answered(pair: tuple[Netns, Netns], injector: Injector, dst:
     a, _ = pair
     injector.enter(Enter(a.path, "icmp", dst, NONCE, identifier=4711, size=64))
     for number in (1, 2):
-        assert injector.send(number).error == 0
+        assert injector.send(number)[0].error == 0
     deadline = time.monotonic() + 5
     while len(injector.answers) < 2 and time.monotonic() < deadline:
         injector.poll()
@@ -130,7 +142,7 @@ def test_an_echo_is_answered(pair: tuple[Netns, Netns], injector: Injector, dst:
 def test_a_probe_that_does_not_fit_is_refused_not_fragmented(pair: tuple[Netns, Netns], injector: Injector) -> None:
     a, _ = pair
     injector.enter(Enter(a.path, "udp", "10.9.0.2", NONCE, dport=9, size=1473, df=True))
-    assert injector.send(1).error == errno.EMSGSIZE
+    assert injector.send(1)[0].error == errno.EMSGSIZE
 
 
 def test_no_route_a_blackhole_and_a_prohibition_are_told_apart(pair: tuple[Netns, Netns]) -> None:
@@ -175,11 +187,11 @@ def test_a_fresh_flow_for_every_probe(pair: tuple[Netns, Netns], injector: Injec
     seen = []
     with sniffer(b, "b0") as sock:
         for number in range(1, 6):
-            assert injector.send(number, size=30 + number, fresh=True).error == 0
+            assert injector.send(number, size=30 + number, fresh=True)[0].error == 0
             wanted = layout.tcp_sequence(1000, number).to_bytes(4, "big") if protocol == "tcp" else layout.HEAD.pack(NONCE, number)
             packet = captured(sock, wanted)
             seen.append(int.from_bytes(packet[slice(*at)], "big"))
             if protocol != "tcp":
                 assert len(packet) == 28 + 30 + number
-        assert injector.send(6).error == 0
+        assert injector.send(6)[0].error == 0
     assert len(set(seen)) == 5 and entered.sport not in seen and (protocol != "icmp" or 77 not in seen)
