@@ -9,11 +9,12 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from netpath.ebpf import btf as btf_module
 from netpath.ebpf import cache, providers, selfcheck, sys
@@ -72,6 +73,8 @@ class Tracer:
         self._nonce = 0
         self._check_number, self._check_size = 0, CHECK_BYTES
         self._stages: Mapping[str, Sequence[Boundary]] = {}
+        self._marking: Collection[str] | None = None
+        """The files of the namespaces whose marks are attached; None: of all of `_stages`."""
         self._listened: tuple[str, ...] = ()
         self._sockets_too = False
         self._links: dict[str, list[int]] = {}
@@ -100,7 +103,7 @@ class Tracer:
         before are still in the buffer. Kinds that are not armed stay away. Not for the kinds that `run` needs to end: nobody would
         see a delivery.
         """
-        armed = [kind for kind in kinds if self._links.get(kind)]
+        armed = [kind for kind in kinds if any(self._links.get(part) for part in self._parts(kind))]
         self._detach(*armed)
         try:
             yield
@@ -115,9 +118,31 @@ class Tracer:
 
     def _detach(self, *kinds: str) -> None:
         for kind in kinds:
-            links, self._links[kind] = self._links.get(kind, []), []
-            for link in links:
-                os.close(link)
+            for part in self._parts(kind):
+                for link in self._links.pop(part):
+                    os.close(link)
+
+    def _parts(self, kind: str) -> list[str]:
+        """The keys of `_links` that a kind has: of marks that are attached in single namespaces one for each."""
+        return [part for part in self._links if part == kind or part.startswith(f"{kind} ")]
+
+    @property
+    def marks_by_namespace(self) -> bool:
+        """`mark` can choose."""
+        return self._inside is not None and self._inside.by_namespace
+
+    def mark(self, paths: Collection[str] | None = None) -> None:
+        """From here on only the marks of stages in these namespaces are attached, by the files that `arm` was given; None: all.
+
+        Where they are not attached namespace by namespace (`marks_by_namespace`) all stay.
+        """
+        if not self.marks_by_namespace:
+            return
+        self._marking = paths
+        for path in self._stages:
+            if paths is not None and path not in paths:
+                self._detach(f"stamp {path}")
+        self._link_stages()
 
     @property
     def hooks(self) -> tuple[str, ...]:
@@ -312,14 +337,16 @@ class Tracer:
         return seen
 
     def _link_stages(self) -> list[str]:
-        """Put the marks in place. What the kernel can't do is not missing from the path, only from its stages."""
-        if QUEUE.name in self._loaded:
+        """Put the marks in place that are not. What the kernel can't do is not missing from the path, only from its stages."""
+        if QUEUE.name in self._loaded and not self._links.get("stamp"):
             assert self._devices is not None
-            self._links.setdefault("stamp", []).append(self._devices.attach(QUEUE, self._loaded[QUEUE.name]))
+            self._links["stamp"] = [self._devices.attach(QUEUE, self._loaded[QUEUE.name])]
         if self._inside is None:
             return [f"stages: none of {', '.join(each.title for each in self._choice[1])} on this kernel; {STAGE_LOSS}"]
-        links, failed = self._inside.attach_stages(self._stages)
-        self._links.setdefault("stamp", []).extend(links)
+        chosen = {path: boundaries for path, boundaries in self._stages.items() if self._marking is None or path in self._marking}
+        missing = {path: boundaries for path, boundaries in chosen.items() if not self._links.get(f"stamp {path}")}
+        links, failed = self._inside.attach_stages(missing)
+        self._links |= {f"stamp {path}": made for path, made in links.items()}
         return failed
 
     def take_stamps(self) -> list[Stamp]:
@@ -327,9 +354,12 @@ class Tracer:
         taken, self._stamps = self._stamps, []
         return self._inside.marks(taken) if self._inside is not None else taken
 
-    def drain(self) -> list[Event]:
-        """All events since the last call, in the order the buffer has them. The self-check's own are left out."""
-        return [event for event in self._events() if event.sequence != self._check_number]
+    def drain(self, *, brief: bool = False) -> list[Event]:
+        """All events since the last call, in the order the buffer has them. The self-check's own are left out.
+
+        `brief`: of what devices saw without headers and lengths, which take most of the time to read.
+        """
+        return [event for event in self._events(brief=brief) if event.sequence != self._check_number]
 
     def take(self) -> list[bytes]:
         """The records since the last call as they are in the buffer, for `decoded` to read when there is time."""
@@ -348,14 +378,14 @@ class Tracer:
         """Empty the buffer without decoding it; how many events there were."""
         return sum(1 for _ in self._kit.ring.records()) if self._kit is not None else 0
 
-    def _events(self) -> Iterator[Event]:
+    def _events(self, *, brief: bool = False) -> Iterator[Event]:
         if self._kit is None:
             return
         for raw in self._kit.ring.records():
             if len(raw) == self._kit.stamp.struct.size:
                 self._stamps.append(self._decode_stamp(raw))
             else:
-                yield self._decode(raw)
+                yield self._decode(raw, brief=brief)
 
     def _decode_stamp(self, raw: bytes) -> Stamp:
         assert self._kit is not None
@@ -371,9 +401,12 @@ class Tracer:
             cost_ns=max(0, record["left"] - record["time"]),
         )
 
-    def _decode(self, raw: bytes) -> Event:
+    def _decode(self, raw: bytes, *, brief: bool = False) -> Event:
         assert self._kit is not None
         record = self._kit.event.unpack(raw.ljust(self._kit.event.struct.size, b"\0"))
+        hook = HOOK_NAMES[record["hook"]]
+        if brief and hook in ("tx", "rx"):
+            return _event(record, hook)
         captured = record["data"][: record["captured"]]
         headers, ip_length = parse(captured, record["l3"], record["protocol"], self._tunnel_ports)
         if record["l3"] == 0 and captured and not headers:
@@ -381,7 +414,6 @@ class Tracer:
             guessed = 0x86DD if captured[0] >> 4 == 6 else 0x0800
             headers, ip_length = parse(captured, 0, guessed, self._tunnel_ports)
         headers = _with_tag(headers, record["vlan_protocol"], record["vlan_tci"])
-        hook = HOOK_NAMES[record["hook"]]
         reason = symbol = None
         if hook == "drop":
             # Before 5.17 there are no reasons, only the function that freed it.
@@ -400,22 +432,7 @@ class Tracer:
             )
         elif record["vlan_protocol"]:
             length += TAG_BYTES
-        return Event(
-            time_ns=record["time"],
-            hook=hook,
-            netns=record["netns"],
-            ifindex=record["ifindex"],
-            sequence=record["sequence"],
-            role=ROLES[record["role"]] if record["role"] else role_of(headers),
-            length=length,
-            ip_length=ip_length,
-            headers=headers,
-            skb=record["skb"],
-            cpu=record["cpu"],
-            cost_ns=max(0, record["left"] - record["time"]),
-            reason=reason,
-            symbol=symbol,
-        )
+        return _event(record, hook, headers, length, ip_length, reason, symbol)
 
     def self_check(self) -> None:
         """See a packet that is known in every field, before any reading is believed.
@@ -433,6 +450,33 @@ class Tracer:
         if [event.hook for event in hops] != [name for name in ("tx", "rx") if name in self._hooks]:
             found = ", ".join(event.hook for event in hops) or "nothing"
             raise MissingError(f"the probes saw {found} of a packet that crossed two devices; they do not work on this kernel")
+
+
+def _event(
+    record: Mapping[str, Any],
+    hook: str,
+    headers: Headers = (),
+    length: int = 0,
+    ip_length: int = 0,
+    reason: str | None = None,
+    symbol: str | None = None,
+) -> Event:
+    return Event(
+        time_ns=record["time"],
+        hook=hook,
+        netns=record["netns"],
+        ifindex=record["ifindex"],
+        sequence=record["sequence"],
+        role=ROLES[record["role"]] if record["role"] else role_of(headers),
+        length=length,
+        ip_length=ip_length,
+        headers=headers,
+        skb=record["skb"],
+        cpu=record["cpu"],
+        cost_ns=max(0, record["left"] - record["time"]),
+        reason=reason,
+        symbol=symbol,
+    )
 
 
 def role_of(headers: Headers) -> str:

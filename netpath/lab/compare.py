@@ -31,6 +31,8 @@ HOST_GATEWAY = "flannel-hostgw"
 SEED = 20
 ROUNDS, COUNT = 2, 120
 """Turns through all modes, and probes of each kind in each. Fewer probes would not say well enough what their own events cost."""
+CALIBRATIONS = 20
+"""Fewer than a measurement alone would take: each mode is measured more than once, and all of them within minutes."""
 SIZE = 64
 PING_PAIRS, STREAM_PAIRS, DATAGRAM_PAIRS = 12, 8, 3
 """Each round: pairs of runs on the path and on the host sockets. Many short ones: what disturbs the machine lasts longer than one."""
@@ -230,6 +232,7 @@ def _measure(subject: _Subject, generator: random.Random, *, count: int, pings: 
         sizes=(SIZE,),
         count=count,
         rate=2000.0,
+        calibrations=CALIBRATIONS,
         namespaces=_inodes(subject.made),
     )
     subject.measurements.append(session.run(asked))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from netpath.errors import UsageError
@@ -17,11 +17,17 @@ EVENTS_PER_PROBE = 40
 """A guess for a way of many devices, all hooks on; what it leaves of the buffer is what a longer way needs."""
 RECORD_BYTES = 320
 MOST_IN_BURST = 40
+LEAD, BATCH = 1, 4
+"""Probes of a batch: uncounted, and counted."""
+TURNS = 3
+"""Groups of namespaces that have their marks in turns, burst by burst: a probe then meets a third of the marks."""
 REPEATS = 5
 """Bursts of a run that are sent again when an event of theirs was lost; after that the result is PARTIAL."""
 SEED = 20
-CALIBRATIONS = 12
-"""How often the hooks are rearranged to find what the events cost: with half as many one-way times differed by 18 % from run to run."""
+LEAST_CALIBRATIONS, MOST_CALIBRATIONS = 24, 48
+"""How often the hooks are rearranged to find what the events cost: the former, and on until that is known well enough."""
+KNOWN_ENOUGH = 0.05
+"""What the correction of a one-way time may be uncertain by, as a part of that time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,8 @@ class MeasureRequest:
     ttl: int = 64
     timeout: float = 1.0
     ring_bytes: int = 1 << 20
+    calibrations: int = MOST_CALIBRATIONS
+    """How often the hooks may be rearranged to find what the events cost."""
     hooks: tuple[str, ...] = ()
     """Providers of hooks that may be used, by name; of a family of which none is named any may (`netpath.ebpf.providers`)."""
     namespaces: frozenset[int] | None = None
@@ -67,6 +75,51 @@ class Series:
     flow: str
     """`NEW`: each probe is the first packet of a flow; `ESTABLISHED`: all are of one."""
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Probes of one series, one right after the other: `lead` that wake the core and its caches, then those that count."""
+
+    series: Series
+    lead: int
+    counted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """All that is sent, in order: one probe of every series to warm up, uncounted, then the bursts."""
+
+    series: tuple[Series, ...]
+    together: bool
+    """Probes of a batch follow one another at once (`bursts`)."""
+    bursts: tuple[tuple[Batch, ...], ...]
+    turns: tuple[frozenset[int], ...] = ()
+    """The namespaces that have marks, one group for each burst in turns (of several sizes: for each burst of every size); none: all
+    have them all the time."""
+
+    def probes(self, flow: str | None = None) -> int:
+        """How many are sent, of this kind of flow or (None) of all."""
+        sent = [(each, 1) for each in self.series]
+        sent += [(batch.series, batch.lead + batch.counted) for burst in self.bursts for batch in burst]
+        return sum(count for each, count in sent if flow in (None, each.flow))
+
+    def most(self) -> int:
+        """Probes of the largest burst."""
+        return max(sum(batch.lead + batch.counted for batch in burst) for burst in self.bursts)
+
+    def sizes(self) -> int:
+        return len({each.size for each in self.series})
+
+    def marked(self, burst: int) -> frozenset[int] | None:
+        """The namespaces that have marks during a burst (from 0); None: all."""
+        return self.turns[burst // self.sizes() % len(self.turns)] if self.turns else None
+
+
+def schedule(planned: Sequence[Series], request: MeasureRequest, *, together: bool) -> Schedule:
+    """`request.count` probes of every series; `together` as in `bursts`."""
+    made = bursts(planned, request.count, ring_bytes=request.ring_bytes, round_trip=request.round_trip, together=together)
+    return Schedule(tuple(planned), together, tuple(made))
 
 
 def sizes(request: MeasureRequest, protocol: str) -> tuple[int, ...]:
@@ -98,34 +151,48 @@ def series(request: MeasureRequest, protocol: str, *, baseline: bool) -> tuple[S
     return tuple(Series(number, *kind) for number, kind in enumerate(kinds))
 
 
-def rounds(planned: Sequence[Series], count: int, seed: int = SEED) -> Iterator[tuple[Series, ...]]:
-    """`count` rounds of one probe of every series, in an order drawn anew for each: what drifts, drifts for all."""
-    generator = random.Random(seed)
-    for _ in range(count):
-        order = list(planned)
-        generator.shuffle(order)
-        yield tuple(order)
+def bursts(
+    planned: Sequence[Series], count: int, *, ring_bytes: int, round_trip: bool, together: bool
+) -> Iterator[tuple[Batch, ...]]:
+    """`count` probes of every series in bursts, each of one size, the sizes in turns; the order within is drawn anew for each.
 
-
-def burst_rounds(planned: Sequence[Series], *, ring_bytes: int, round_trip: bool) -> int:
-    """How many counted rounds of one size are sent before the buffer is emptied, half of which is left free. At least one."""
-    events = EVENTS_PER_PROBE * (2 if round_trip else 1)
-    fitting = ring_bytes // 2 // (RECORD_BYTES * events)
-    return max(1, min(MOST_IN_BURST, fitting) // max(len(group) for group in _by_size(planned)) - 1)
-
-
-def bursts(planned: Sequence[Series], count: int, *, ring_bytes: int, round_trip: bool) -> Iterator[tuple[Series, ...]]:
-    """All rounds in bursts of probes of one size, the sizes in turns."""
-    step = burst_rounds(planned, ring_bytes=ring_bytes, round_trip=round_trip)
-    turns = [list(rounds(group, count, SEED + number)) for number, group in enumerate(_by_size(planned))]
+    `together`: probes of a batch follow one another at once, as packets of a busy application do, the first of them uncounted.
+    Otherwise each comes alone, and a burst is led in by one of every series: where a process carries the packets, or something else
+    that holds them, they would wait for one another.
+    """
+    step = burst_rounds(planned, ring_bytes=ring_bytes, round_trip=round_trip, together=together)
+    generators = [(group, random.Random(SEED + number)) for number, group in enumerate(_by_size(planned))]
     for start in range(0, count, step):
-        for turn in turns:
-            yield tuple(each for one in turn[start : start + step] for each in one)
+        for group, generator in generators:
+            yield _burst(group, min(step, count - start), generator, together=together)
 
 
-def lead_ins(planned: Sequence[Series], count: int, *, ring_bytes: int, round_trip: bool) -> int:
-    """How many bursts there are of each size; each is led in by one more round, which is not counted."""
-    return -(-count // burst_rounds(planned, ring_bytes=ring_bytes, round_trip=round_trip))
+def _burst(group: Sequence[Series], number: int, generator: random.Random, *, together: bool) -> tuple[Batch, ...]:
+    if together:
+        made = [Batch(each, LEAD, min(BATCH, number - at)) for each in group for at in range(0, number, BATCH)]
+        return tuple(generator.sample(made, len(made)))
+    rounds = [Batch(each, 0, 1) for _ in range(number) for each in generator.sample(group, len(group))]
+    return (*(Batch(each, LEAD, 0) for each in group), *rounds)
+
+
+def burst_rounds(planned: Sequence[Series], *, ring_bytes: int, round_trip: bool, together: bool) -> int:
+    """How many counted probes of each series are sent before the buffer is emptied, half of which is left free. At least one."""
+    events = EVENTS_PER_PROBE * (2 if round_trip else 1)
+    fitting = min(MOST_IN_BURST, ring_bytes // 2 // (RECORD_BYTES * events)) // max(len(group) for group in _by_size(planned))
+    batches = fitting // (LEAD + BATCH) if together else 0
+    return batches * BATCH or max(1, fitting - LEAD)
+
+
+def turns(marks: Mapping[int, int], bursts: int) -> tuple[frozenset[int], ...]:
+    """The namespaces in groups of about as many marks each, by the number of marks in each namespace; none if there is but one group,
+    or too few `bursts` for each to have its turn."""
+    number = min(TURNS, sum(count > 0 for count in marks.values()))
+    if not 1 < number <= bursts:
+        return ()
+    groups: list[list[int]] = [[] for _ in range(number)]
+    for netns in sorted((netns for netns, count in marks.items() if count), key=lambda netns: (-marks[netns], netns)):
+        min(groups, key=lambda group: sum(marks[each] for each in group)).append(netns)
+    return tuple(frozenset(group) for group in groups)
 
 
 def _by_size(planned: Sequence[Series]) -> list[list[Series]]:

@@ -10,14 +10,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from netpath.ebpf.tracer import Tracer
 from netpath.errors import NetpathError
 from netpath.measure import baseline as baselines
 from netpath.measure import headroom, plan, robust
-from netpath.measure.plan import MeasureRequest, Series
+from netpath.measure.plan import Batch, MeasureRequest, Schedule, Series
 from netpath.measure.result import Baseline, Comparison, Measurement, Outliers, SeriesResult, StageShare, TableUse
 from netpath.measure.station import Station
 from netpath.model import nonce as layout
@@ -29,7 +29,7 @@ from netpath.predict import predict, predict_reply
 from netpath.probe.injector import Injector, UnreachableError
 from netpath.trace import calibrate, stages
 from netpath.trace import session as tracing
-from netpath.trace.account import Account
+from netpath.trace.account import SEEN_ALONE, Account, Unseen
 from netpath.trace.assemble import Scene, forward_paths, probe_cost, return_paths
 from netpath.trace.correlate import FlowKey, Journey, Leg, correlate
 from netpath.trace.observe import Observer
@@ -46,7 +46,7 @@ Tick = Callable[[int, int], None]
 LEAST_ROUNDS = 20
 """Rounds before a measurement may end early: an interval of fewer values is not worth much."""
 LOADING = "sending streams"
-CALIBRATION_BURST, CALIBRATION_LEAD = 10, 2
+CALIBRATION_BURST, CALIBRATION_LEAD = 5, 2
 """Probes sent in each arrangement of the hooks to find what the events cost: counted, and before them."""
 CALIBRATION_SECONDS = 0.2
 """How long the probes of an arrangement are waited for; one that does not arrive says nothing about cost."""
@@ -131,11 +131,10 @@ def _probed(request: MeasureRequest, progress: Progress, tick: Tick) -> tuple[Me
             progress(tracing.LOADING)
         loading.result()
         progress(tracing.ARMING)
-        warm_ups = len(planned)
-        leads = plan.lead_ins(planned, request.count, ring_bytes=request.ring_bytes, round_trip=request.round_trip)
-        most = plan.burst_rounds(planned, ring_bytes=request.ring_bytes, round_trip=request.round_trip) + 1
-        total = warm_ups + (request.count + leads + plan.REPEATS * most) * len(planned)
-        total += plan.CALIBRATIONS * len(calibrate.ARRANGEMENTS) * (CALIBRATION_BURST + CALIBRATION_LEAD)
+        schedule = plan.schedule(planned, request, together=not any(_carried(each.prediction) for each in ways.values()))
+        total = schedule.probes() + plan.REPEATS * schedule.most()
+        total += request.calibrations * len(calibrate.ARRANGEMENTS) * (CALIBRATION_BURST + CALIBRATION_LEAD)
+        registered = Registered({key: value for each in ways.values() for key, value in each.registered.at.items()})
         tracing.arm(
             tracer,
             nonce,
@@ -145,9 +144,11 @@ def _probed(request: MeasureRequest, progress: Progress, tick: Tick) -> tuple[Me
             count=total,
             tcp_base=base if protocol == "tcp" else None,
             payload=sizes[0] if len(sizes) == 1 else None,
-            registered=Registered({key: value for each in ways.values() for key, value in each.registered.at.items()}),
+            registered=registered,
         )
         tracer.self_check()
+        if tracer.marks_by_namespace:
+            schedule = replace(schedule, turns=plan.turns(registered.marks(), len(schedule.bursts) // schedule.sizes()))
         _pin([each.injector for each in ways.values()])
         crossed = _files(tuple(ways.values()), index)
         before = headroom.read(crossed)
@@ -155,9 +156,9 @@ def _probed(request: MeasureRequest, progress: Progress, tick: Tick) -> tuple[Me
         rate, slowed = request.rate, None
         if new:
             share = new / len(planned)
-            allowed, slowed = headroom.allowed_rate(before, new * (request.count + leads + 1), request.rate * share, protocol)
+            allowed, slowed = headroom.allowed_rate(before, schedule.probes(plan.NEW), request.rate * share, protocol)
             rate = min(request.rate, allowed / share)
-        runner = _Runner(request, tracer, ways, planned, index, rate, crossed if new else {}, tick)
+        runner = _Runner(request, tracer, ways, schedule, index, rate, crossed if new else {}, tick)
         progress(tracing.SENDING)
         runner.warm_up()
         stopped = runner.run()
@@ -189,7 +190,7 @@ def _probed(request: MeasureRequest, progress: Progress, tick: Tick) -> tuple[Me
                 rate,
                 tuple(notes),
                 underlay.destination if underlay is not None else None,
-                runner.unseen.ns,
+                runner.unseen,
             ),
             conntrack=tuple(
                 TableUse(table.netns, table.count, after[table.netns].count, table.limit)
@@ -240,6 +241,11 @@ def _pin(injectors: Sequence[Injector]) -> None:
             os.sched_setaffinity(injector.pid, {allowed[-1]})
 
 
+def _carried(prediction: Prediction) -> bool:
+    """A process carries the packets, or may do so."""
+    return not prediction.paths or any(stage.stage == "userspace" for path in prediction.paths for stage in path.stages)
+
+
 def _files(ways: Collection[Way], index: SnapshotIndex) -> dict[str, str]:
     """Name to file of the namespaces on the predicted ways."""
     inodes = {way.flow.netns for way in ways} | {
@@ -251,8 +257,8 @@ def _files(ways: Collection[Way], index: SnapshotIndex) -> dict[str, str]:
 class _Runner:
     """Sends in bursts, empties the buffer between them, and keeps what became of every probe.
 
-    In a burst probes follow one another at once, as packets of busy applications do; a probe that comes after a pause pays for a
-    core that has slept and for caches that others have used. The first round of a burst wakes them and is not counted.
+    A probe that comes after a pause pays for a core that has slept and for caches that others have used: in a burst they follow one
+    another closely, and those that lead in are not counted (`plan.bursts`).
     """
 
     def __init__(
@@ -260,13 +266,13 @@ class _Runner:
         request: MeasureRequest,
         tracer: Tracer,
         ways: Mapping[str, Way],
-        planned: Sequence[Series],
+        schedule: Schedule,
         index: SnapshotIndex,
         rate: float,
         watched: Mapping[str, str],
         tick: Tick,
     ) -> None:
-        self.request, self.tracer, self.planned = request, tracer, planned
+        self.request, self.tracer, self.planned, self._schedule = request, tracer, schedule.series, schedule
         self._ways, self._index, self._rate, self._watched, self._tick = ways, index, rate, watched, tick
         self._next = 1
         self.bursts = 0
@@ -274,7 +280,6 @@ class _Runner:
         """Bursts that were sent again, because an event was lost."""
         self.forgiven = 0
         """Events that were lost in them: nothing of these bursts is in a figure."""
-        self._sizes = {each.size for each in planned}
         self._refusals: set[tuple[int, str | None]] = {
             (path.drop.netns.inode, path.drop.reason)
             for way in ways.values()
@@ -310,48 +315,62 @@ class _Runner:
         request = self.request
         total, done = request.count * len(self.planned), 0
         self._tick(done, total)
-        bursts = plan.bursts(self.planned, request.count, ring_bytes=request.ring_bytes, round_trip=request.round_trip)
-        for number, burst in enumerate(bursts, start=1):
+        for number, burst in enumerate(self._schedule.bursts):
             if self._watched and any(headroom.exhausted(table) for table in headroom.read(self._watched)):
                 return "conntrack"
             began = time.monotonic()
-            while not self._burst(burst):
+            while not self._burst(burst, self._schedule.marked(number)):
                 self.repeated += 1
             self.bursts += 1
-            done += len(burst)
-            self._calibrate()
-            time.sleep(max(0.0, began + len(burst) / self._rate - time.monotonic()) if done < total else 0.0)
+            counted = sum(batch.counted for batch in burst)
+            done += counted
+            if self.calibrated and len(self._calibrations) < min(plan.LEAST_CALIBRATIONS, request.calibrations):
+                self._calibration()
+            time.sleep(max(0.0, began + counted / self._rate - time.monotonic()) if done < total else 0.0)
             self._tick(done, total)
-            enough = done >= LEAST_ROUNDS * len(self.planned) and number % len(self._sizes) == 0
+            enough = done >= LEAST_ROUNDS * len(self.planned) and (number + 1) % self._schedule.sizes() == 0
             if request.precision is not None and done < total and enough and self._precise(request.precision):
                 return "precision"
         return "count"
 
     def settle(self) -> None:
         """Find out what the events cost beside what they say, and take that out of all times."""
-        while len(self._calibrations) < plan.CALIBRATIONS and self.calibrated:
-            self._calibrate()
+        while self.calibrated and len(self._calibrations) < self.request.calibrations and not self._known():
+            self._calibration()
         self.unseen = calibrate.estimate(self._calibrations if self.calibrated else ())
         for number, journeys in self.journeys.items():
-            taken = [one_way(journey.forward, self.unseen.ns) for journey in journeys]
+            taken = [one_way(journey.forward, self.unseen) for journey in journeys]
             self.delivered[number] = [value for value in taken if value is not None]
 
-    def _calibrate(self) -> None:
+    def _known(self) -> bool:
+        """The correction of the calibrated way is known well enough."""
+        seen = [sample for each in self._calibrations for sample in each.get("all", ())]
+        if len(self._calibrations) < plan.LEAST_CALIBRATIONS or not seen:
+            return False
+        unseen = calibrate.estimate(self._calibrations)
+        times = sorted(sample.corrected(unseen) for sample in seen)
+        return unseen.doubt(seen[0].counts) <= plan.KNOWN_ENOUGH * quantile(times, 0.5)
+
+    def _calibration(self) -> None:
         """Probes of the first series in every arrangement of the hooks, in random order."""
-        if len(self._calibrations) >= plan.CALIBRATIONS or not self.calibrated:
-            return
         lost = self.tracer.lost
         # One flow, even where all that is asked for is new ones: they would fill the conntrack table for nothing.
         each = replace(self.planned[0], flow=plan.ESTABLISHED)
         self._expect(each.size)
+        self._mark(None)
         found: dict[str, Sequence[calibrate.Sample]] = {}
         for name in random.sample(list(calibrate.ARRANGEMENTS), len(calibrate.ARRANGEMENTS)):
-            observer = Observer(self.tracer, round_trip=self.request.round_trip)
+            observer = Observer(self.tracer, round_trip=self.request.round_trip, brief=True)
             with self.tracer.without(*calibrate.ARRANGEMENTS[name]):
-                lead = {self._send(observer, each) for _ in range(CALIBRATION_LEAD)}
-                sent = {self._send(observer, each) for _ in range(CALIBRATION_BURST)}
-                observer.until(lead | sent, CALIBRATION_SECONDS)
-                observer.settle()
+                whole = CALIBRATION_LEAD + CALIBRATION_BURST
+                batches = [
+                    self._send(observer, each, whole if self._schedule.together else 1)
+                    for _ in range(1 if self._schedule.together else whole)
+                ]
+                numbers = [number for batch in batches for number in batch]
+                sent = set(numbers[CALIBRATION_LEAD:])
+                # What an earlier arrangement left on its way is told by its number: no need to wait until all is quiet.
+                observer.until(numbers, CALIBRATION_SECONDS)
             events = [event for event in observer.events if event.sequence in sent]
             found[name] = calibrate.samples(events, [stamp for stamp in observer.stamps if stamp.sequence in sent])
         fresh = self.tracer.lost - lost
@@ -362,28 +381,35 @@ class _Runner:
 
     def _expect(self, size: int) -> None:
         """Marks are told by the end of a packet, so that they must know its size."""
-        if len(self._sizes) > 1:
+        if self._schedule.sizes() > 1:
             self.tracer.expect_payload(size)
 
-    def _send(self, observer: Observer, each: Series) -> int:
-        number, self._next = self._next, self._next + 1
+    def _send(self, observer: Observer, each: Series, count: int = 1) -> range:
+        numbers = range(self._next, self._next + count)
+        self._next += count
         way = self._ways[each.way]
-        observer.send(way.injector, number, size=each.size, fresh=each.flow == plan.NEW)
-        return number
+        observer.send(way.injector, *numbers, size=each.size, fresh=each.flow == plan.NEW)
+        return numbers
 
-    def _burst(self, burst: Sequence[Series]) -> bool:
-        """Send and keep; False when an event was lost and the whole burst is to be sent again, which is done so many times only.
+    def _mark(self, netns: frozenset[int] | None) -> None:
+        """Have marks in these namespaces only; None: in all."""
+        if self._schedule.turns:
+            self.tracer.mark(tracing.entries(self._index, netns) if netns is not None else None)
+
+    def _burst(self, burst: Sequence[Batch], marked: frozenset[int] | None) -> bool:
+        """Send and keep, with marks in these namespaces; False when an event was lost and the whole burst is to be sent again, which is done so many times only.
 
         An event can be lost without a full buffer: the lock of the ring is given up when its holder's core does not run
         (kernel/bpf/rqspinlock.c), as on a crowded hypervisor.
         """
         lost = self.tracer.lost
         observer = Observer(self.tracer, round_trip=self.request.round_trip)
-        self._expect(burst[0].size)
-        for each in self.planned:
-            if each.size == burst[0].size:
-                self._send(observer, each)
-        sent = {self._send(observer, each): each for each in burst}
+        self._expect(burst[0].series.size)
+        self._mark(marked)
+        sent: dict[int, Series] = {}
+        for batch in burst:
+            numbers = self._send(observer, batch.series, batch.lead + batch.counted)
+            sent |= dict.fromkeys(numbers[batch.lead :], batch.series)
         observer.until(sent, self.request.timeout)
         observer.settle()
         fresh = self.tracer.lost - lost
@@ -391,7 +417,13 @@ class _Runner:
             self.forgiven += fresh
             return False
         found = correlate(
-            observer.events, self._index, sorted(sent), observer.send_errors, stamps=observer.stamps, sent_ns=observer.sent_ns
+            observer.events,
+            self._index,
+            sorted(sent),
+            observer.send_errors,
+            stamps=observer.stamps,
+            sent_ns=observer.sent_ns,
+            marked=marked,
         )
         for journey in self._refused_alike(found):
             number = sent[journey.sequence].number
@@ -424,11 +456,11 @@ class _Runner:
         return all(value is not None and value <= wanted for value in reached)
 
 
-def one_way(leg: Leg, unseen: Mapping[str, float] | None = None) -> float | None:
+def one_way(leg: Leg, unseen: Unseen = SEEN_ALONE) -> float | None:
     """ns from a delivered probe's first device to its delivery, less what the events on the way cost it."""
     if leg.outcome != "delivered" or leg.end is None or not leg.hops:
         return None
-    timing = Account(leg, unseen or {}).between(leg.hops[0], leg.end)
+    timing = Account(leg, unseen).between(leg.hops[0], leg.end)
     return timing.raw - timing.cost
 
 
@@ -442,7 +474,7 @@ class _Found:
     notes: tuple[str, ...]
     node: int | None
     """Where the baseline ends."""
-    unseen: Mapping[str, float] = field(default_factory=dict)
+    unseen: Unseen = SEEN_ALONE
     """What an event of each kind cost besides (`Account`)."""
 
 
@@ -487,7 +519,7 @@ def _measurement(
             completeness=completeness,
             path_mtu=prediction.path_mtu,
             probe_cost=probe_cost(mine, runner.unseen if runner.calibrated else None),
-            round_trip_ns=tracing.round_trips(mine, runner.unseen.ns) if request.round_trip else None,
+            round_trip_ns=tracing.round_trips(mine, runner.unseen) if request.round_trip else None,
             sent=len(mine),
             notes=(*notes, *imitations(chosen), *tracing.problems(found.index, chosen)),
         )
@@ -523,7 +555,7 @@ def _series(each: Series, runner: _Runner, way: Way, found: _Found, *, round_tri
     journeys = runner.journeys[each.number]
     times = sorted(runner.delivered[each.number])
     limit = robust.fence(times)
-    kept = [journey for journey in journeys if limit is None or (one_way(journey.forward, runner.unseen.ns) or 0.0) <= limit]
+    kept = [journey for journey in journeys if limit is None or (one_way(journey.forward, runner.unseen) or 0.0) <= limit]
     paths = _paths(each, kept, way, found, round_trip=round_trip)
     first = next((path for path in paths if path.direction == "forward"), None)
     main = first if first is not None and first.outcome == "delivered" else None
@@ -536,7 +568,7 @@ def _series(each: Series, runner: _Runner, way: Way, found: _Found, *, round_tri
         size=each.size,
         probes=len(journeys),
         outcomes=dict(sorted(Counter(journey.forward.outcome for journey in journeys).items())),
-        one_way_ns=summarise([one_way(leg, runner.unseen.ns) or 0.0 for leg in inside], [_raw(leg) for leg in inside]),
+        one_way_ns=summarise([one_way(leg, runner.unseen) or 0.0 for leg in inside], [_raw(leg) for leg in inside]),
         p50_ci95=robust.median_interval(times),
         p50_all=quantile(times, 0.5) if times else None,
         p99_all=quantile(times, 0.99) if times else None,
@@ -547,7 +579,7 @@ def _series(each: Series, runner: _Runner, way: Way, found: _Found, *, round_tri
         translations=overhead["nat"]["translations"] if overhead else None,
         crossings=overhead["userspace"]["crossings"] if overhead else None,
         stages=stage_shares(main) if main is not None else (),
-        round_trip_ns=tracing.round_trips(kept, runner.unseen.ns) if round_trip else None,
+        round_trip_ns=tracing.round_trips(kept, runner.unseen) if round_trip else None,
     )
     return result, paths
 
@@ -578,11 +610,21 @@ def _paths(each: Series, journeys: Sequence[Journey], way: Way, found: _Found, *
 
 
 def stage_shares(path: Path) -> tuple[StageShare, ...]:
-    """The stages of a delivered path from its first device on, each once, by time."""
-    spent: dict[str, float] = defaultdict(float)
+    """The stages of a delivered path from its first device on, each once, by time.
+
+    The parts of a stretch are those of the probes that met marks there; the stretch is as long as it was for all probes.
+    """
+    stretches: dict[tuple[int, int], list[tuple[str, float]]] = defaultdict(list)
     for stage in path.stages:
         if stage.ns is not None and stage.from_hop:
-            spent[stage.stage] += stage.ns.mean
+            stretches[stage.from_hop, stage.to_hop].append((stage.stage, stage.ns.mean))
+    spent: dict[str, float] = defaultdict(float)
+    for (from_hop, to_hop), parts in stretches.items():
+        end = path.hops[to_hop - 1] if to_hop > from_hop else path.delivery
+        whole, told = end.segment_ns.mean if end and end.segment_ns else 0.0, sum(ns for _, ns in parts)
+        scale = whole / told if whole > 0 and told > 0 else 1.0
+        for name, ns in parts:
+            spent[name] += ns * scale
     # Where stages end at the last device, what follows is the way up to the socket.
     total = path.overhead["one_way_ns"].mean if path.overhead and path.overhead["one_way_ns"] else sum(spent.values())
     rest = total - sum(spent.values())

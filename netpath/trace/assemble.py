@@ -14,9 +14,8 @@ from netpath.model.snapshot import DeviceId
 from netpath.trace import align as aligning
 from netpath.trace import stages as staging
 from netpath.trace import userspace
-from netpath.trace.account import Account, Sighting, Timing, kind
+from netpath.trace.account import SEEN_ALONE, Account, Sighting, Timing, Unseen, kind
 from netpath.trace.attribute import Binding, Place, Step, steps, translations
-from netpath.trace.calibrate import Unseen
 from netpath.trace.causes import explain, refused_send
 from netpath.trace.correlate import DELIVERY_HOOKS, HOP_HOOKS, FlowKey, Journey, Leg, encapsulated, innermost
 from netpath.trace.stages import Part, Registered
@@ -38,7 +37,7 @@ class Scene:
     """Addresses and ports as the sender's socket has them."""
     registered: Registered = field(default_factory=Registered)
     """What the kernel runs at the netfilter hooks on the path, where it is to be told apart."""
-    unseen: Mapping[str, float] = field(default_factory=dict)
+    unseen: Unseen = SEEN_ALONE
     """See `netpath.trace.account.Account`."""
 
 
@@ -192,19 +191,20 @@ def probe_cost(journeys: Sequence[Journey], unseen: Unseen | None = None) -> Pro
     Without `unseen` it is what was measured inside the events, and the uncertainty that of its mean; what the kernel takes to
     enter and leave a probe's program can't be seen from inside it and is in neither.
     """
-    sightings: list[Sighting] = []
+    known = unseen if unseen is not None else SEEN_ALONE
+    costs: list[float] = []
+    doubts: list[float] = []
     for journey in journeys:
-        sightings += [*journey.forward.marks, *journey.forward.stamps]
-    seen = [sighting for sighting in sightings if sighting.cost_ns]
-    more = unseen.ns if unseen is not None else {}
-    stats = summarise([sighting.cost_ns + more.get(kind(sighting), 0.0) for sighting in seen])
+        account = Account(journey.forward, known)
+        for sighting in account.sightings:
+            if sighting.cost_ns:
+                costs.append(sighting.cost_ns + known.ns.get(kind(sighting), 0.0) * account.slowness)
+                doubts.append(known.uncertainty.get(kind(sighting), 0.0) * account.slowness)
+    stats = summarise(costs)
     if stats is None:
         return ProbeCost(None, None)
     low, high = stats.ci95 or (stats.min, stats.max)
-    beside = 0.0
-    if unseen is not None:
-        beside = sum(unseen.uncertainty.get(kind(sighting), 0.0) for sighting in seen) / len(seen)
-    whole = (high - low) / 2 + beside
+    whole = (high - low) / 2 + sum(doubts) / len(doubts)
     return ProbeCost(stats.mean, whole if whole != float("inf") else None)
 
 
@@ -215,6 +215,8 @@ class _Stretch:
     from_hop: int
     to_hop: int
     parts: tuple[Part, ...]
+    netns: int | None
+    """The namespace that all of it lies in; None: it leads from one to another."""
     from_call: bool = False
     """A further part lies before the first one: from the sender's call to the first sighting."""
 
@@ -222,7 +224,8 @@ class _Stretch:
         return (self.from_hop, self.to_hop, self.from_call, *(_part_key(part) for part in self.parts))
 
 
-_Parted = Sequence[tuple[Account, tuple[_Stretch, ...]]]
+_Column = Sequence[tuple[Account, _Stretch]]
+"""One stretch of the way, of all legs that say in which parts it falls."""
 
 
 def _part_key(part: Part) -> tuple[Any, ...]:
@@ -233,13 +236,35 @@ def _sighting_key(sighting: Sighting) -> tuple[Any, ...]:
     return (sighting.netns, sighting.hook, getattr(sighting, "priority", None))
 
 
-def _parted(accounts: Sequence[Account], spent: Sequence[Step], scene: Scene) -> _Parted:
-    """Every stretch of every leg in its parts; of the legs only those that were seen at the same places as most."""
-    found = [(each, _stretches(each, spent, scene)) for each in accounts]
-    groups: dict[tuple[Any, ...], list[tuple[Account, tuple[_Stretch, ...]]]] = defaultdict(list)
-    for each, stretches in found:
-        groups[tuple(stretch.key() for stretch in stretches)].append((each, stretches))
-    return max(groups.values(), key=len, default=[])
+def _parted(accounts: Sequence[Account], spent: Sequence[Step], scene: Scene) -> tuple[_Column, ...]:
+    """Every stretch of the way in its parts; of the legs only those that were seen at the same places as most.
+
+    Legs whose marks were in other namespaces say nothing about a stretch's parts.
+    """
+    kinds: dict[frozenset[int] | None, dict[tuple[Any, ...], list[_Column]]] = defaultdict(lambda: defaultdict(list))
+    for each in accounts:
+        stretches = _stretches(each, spent, scene)
+        key = tuple(stretch.key() for stretch in stretches)
+        kinds[each.leg.marked][key].append([(each, stretch) for stretch in stretches])
+    usual = {marked: max(groups.values(), key=len) for marked, groups in kinds.items()}
+    columns: dict[tuple[int, int], list[tuple[Account, _Stretch]]] = defaultdict(list)
+    for told in (True, False):
+        # Where no leg had marks there is still the whole.
+        left = set(columns)
+        for marked, legs in usual.items():
+            for account, stretch in (cell for leg in legs for cell in leg):
+                place = (stretch.from_hop, stretch.to_hop)
+                if place not in left and told == (marked is None or stretch.netns is None or stretch.netns in marked):
+                    columns[place].append((account, stretch))
+    return tuple(_alike(columns[place]) for place in sorted(columns))
+
+
+def _alike(column: _Column) -> _Column:
+    """The cells that fall in the same parts as most."""
+    groups: dict[tuple[Any, ...], list[tuple[Account, _Stretch]]] = defaultdict(list)
+    for account, stretch in column:
+        groups[stretch.key()].append((account, stretch))
+    return max(groups.values(), key=len)
 
 
 def _stretches(account: Account, spent: Sequence[Step], scene: Scene) -> tuple[_Stretch, ...]:
@@ -252,29 +277,33 @@ def _stretches(account: Account, spent: Sequence[Step], scene: Scene) -> tuple[_
         return staging.split(points, base, scene.registered)
 
     first, called = account.sightings[0], leg.sent_ns is not None
-    found = [_Stretch(0, 1, parts(None, leg.hops[0], "other"), called)] if called or first is not leg.hops[0] else []
-    found += [
-        _Stretch(step.from_hop, step.to_hop, parts(leg.hops[step.from_hop - 1], leg.hops[step.to_hop - 1], step.stage))
-        for step in spent
-    ]
-    if leg.end is not None and leg.end.hook in DELIVERY_HOOKS:
-        last = len(leg.hops)
-        found.append(_Stretch(last, last, parts(leg.hops[-1], leg.end, "other")))
+
+    def within(before: Event, after: Event) -> int | None:
+        return before.netns if before.netns == after.netns else None
+
+    start, last, end = leg.hops[0], leg.hops[-1], leg.end
+    found = [_Stretch(0, 1, parts(None, start, "other"), start.netns, called)] if called or first is not start else []
+    for step in spent:
+        before, after = leg.hops[step.from_hop - 1], leg.hops[step.to_hop - 1]
+        found.append(_Stretch(step.from_hop, step.to_hop, parts(before, after, step.stage), within(before, after)))
+    if end is not None and end.hook in DELIVERY_HOOKS:
+        found.append(_Stretch(len(leg.hops), len(leg.hops), parts(last, end, "other"), within(last, end)))
     return tuple(found)
 
 
-def _stages(parted: _Parted, spent: Sequence[Step], number_of: Mapping[int, int]) -> Iterator[Stage]:
+def _stages(parted: Sequence[_Column], spent: Sequence[Step], number_of: Mapping[int, int]) -> Iterator[Stage]:
     """The stages in order, each with its distribution; those of one stretch add up to the time from hop to hop."""
     steps_by_hop = {step.to_hop: step for step in spent}
-    for position, stretch in enumerate(parted[0][1] if parted else ()):
+    for column in parted:
+        account, stretch = column[0]
         start, end = (number_of[hop - 1] if hop else 0 for hop in (stretch.from_hop, stretch.to_hop))
         if stretch.from_call:
-            stage = "socket" if _starts_at_hook(parted[0][0]) else "other"
-            yield Stage(stage, start, end, ns=_stats(each.since_call(each.sightings[0]) for each, _ in parted))
+            stage = "socket" if _starts_at_hook(account) else "other"
+            yield Stage(stage, start, end, ns=_stats(each.since_call(each.sightings[0]) for each, _ in column))
         step = steps_by_hop[stretch.to_hop] if 0 < stretch.from_hop < stretch.to_hop else None
         for number, part in enumerate(stretch.parts):
             owner = step is not None and part is next((item for item in stretch.parts if item.stage == step.stage), None)
-            parts = ((each, stretches[position].parts[number]) for each, stretches in parted)
+            parts = ((each, same.parts[number]) for each, same in column)
             yield Stage(
                 part.stage,
                 start,
@@ -344,28 +373,26 @@ def _same_end(foreseen: Drop, end: Event | None, leg: Leg, last: int, expected: 
     return [aligning.key_of(hop) for hop in expected.hops[: foreseen.hop]] == observed
 
 
-def _overhead(accounts: Sequence[Account], parted: _Parted, spent: Sequence[Step], translated: int) -> dict[str, Any]:
+def _overhead(accounts: Sequence[Account], parted: Sequence[_Column], spent: Sequence[Step], translated: int) -> dict[str, Any]:
     total = _stats(
         each.between(each.leg.hops[0], each.leg.end or each.leg.hops[-1])
         for each in accounts
         if each.leg.hops and each.leg.outcome == "delivered"
     )
-    split = any(stamp.hook != QUEUED for each, _ in parted for stamp in each.leg.stamps)
+    split = any(stamp.hook != QUEUED for column in parted for each, _ in column for stamp in each.leg.stamps)
 
     def of(*names: str, known: bool = True) -> tuple[Stats | None, float | None]:
         """(ns, share of the way) of the stages of these names, from the first device on; `known`: they can't hide in others."""
-        sums = [
-            [
-                each.between(part.before, part.after)
-                for stretch in stretches
-                if stretch.from_hop
-                for part in stretch.parts
-                if part.stage in names
-            ]
-            for each, stretches in parted
+        concerned = [
+            column for column in parted if column[0][1].from_hop and any(part.stage in names for part in column[0][1].parts)
         ]
-        if not any(sums):
+        if not concerned:
             return None, 0.0 if total and known else None
+        # A leg has all of it, or, where marks were in some of the namespaces only, is added to the next one of the others.
+        sums = [
+            [each.between(part.before, part.after) for each, stretch in row for part in stretch.parts if part.stage in names]
+            for row in zip(*concerned, strict=False)
+        ]
         stats = _stats(Timing(sum(item.raw for item in items), sum(item.cost for item in items)) for items in sums)
         return stats, (stats.mean / total.mean if stats and total and total.mean else None)
 

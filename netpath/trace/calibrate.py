@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from netpath.model.event import Event, Stamp
-from netpath.trace.account import kind
+from netpath.trace.account import Unseen, kind
 from netpath.trace.correlate import DELIVERY_HOOKS, encapsulated
 from netpath.trace.stats import quantile
 
@@ -30,7 +30,15 @@ _PAIRS = (("stamp", "all", "devices"), ("tx", "devices", "receptions"), ("rx", "
 """(kind, arrangement with it, arrangement without it)"""
 ALIKE = ("socket", "local_in", "local_out", "tun_read")
 """Kinds that can't be left away. Their programs do what those of tx and rx do, and are taken to cost as much."""
+ANY = "any"
+QUARTILES = 1.349
+"""From one quartile of the normal law to the other, in standard deviations."""
 RESAMPLES = 400
+LEFT = 0.05
+"""What the correction may leave of an event's cost even where it is known exactly, because slow moments slow all of it only about alike;
+`tests.bench residual` finds 0.02 of it left."""
+CALM = 0.1
+"""The quantile of an arrangement's blocks that stands for it (see `estimate`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +47,22 @@ class Sample:
 
     net: float
     counts: Mapping[str, int]
-    spent: float = 0.0
-    """What the events say of themselves; `net` is without it."""
+    own: Sequence[tuple[str, float]] = ()
+    """Of each event its kind and what it says of itself, the first one's included; `net` is without it."""
 
+    @property
+    def spent(self) -> float:
+        """What the events say of themselves, all together."""
+        return sum(cost for _, cost in self.own)
 
-@dataclass(frozen=True, slots=True)
-class Unseen:
-    """ns that an event of each kind costs besides its own account, and half the width of its 95 % interval."""
+    def corrected(self, unseen: Unseen) -> float:
+        """ns without what the events cost unseen either, which grows as the machine gets slower (`Unseen.slowness`)."""
+        return self.net - self.unseen(unseen)
 
-    ns: Mapping[str, float]
-    uncertainty: Mapping[str, float]
+    def unseen(self, unseen: Unseen) -> float:
+        """ns that the events cost beside what they say."""
+        calmly = sum(unseen.ns.get(name, 0.0) * number for name, number in self.counts.items())
+        return calmly * unseen.slowness(self.own)
 
 
 def samples(events: Iterable[Event], stamps: Iterable[Stamp]) -> tuple[Sample, ...]:
@@ -70,8 +84,9 @@ def samples(events: Iterable[Event], stamps: Iterable[Stamp]) -> tuple[Sample, .
         counts: dict[str, int] = defaultdict(int)
         for each in seen[start + 1 : end]:
             counts[kind(each)] += 1
-        spent = sum(each.cost_ns for each in seen[start:end])
-        found.append(Sample(seen[end].time_ns - seen[start].time_ns - spent, dict(counts), spent))
+        own = [(kind(each), float(each.cost_ns)) for each in seen[start:end]]
+        spent = sum(cost for _, cost in own)
+        found.append(Sample(seen[end].time_ns - seen[start].time_ns - spent, dict(counts), own))
     return tuple(found)
 
 
@@ -97,34 +112,73 @@ def _delivers(event: Event) -> bool:
 
 
 def estimate(rounds: Sequence[Mapping[str, Sequence[Sample]]]) -> Unseen:
-    """What each kind costs unseen, from rounds that hold every arrangement once (by name): the median of the rounds' answers.
+    """What each kind costs unseen, from rounds that hold every arrangement (by name).
 
+    Of each arrangement's blocks the fastest decile is compared: a machine that others use too has calm and slow spells, in which
+    everything takes up to twice as long, and they change within a round. Blocks of calm ones are alike, to a few parts in a hundred.
+    Where there are too few of these for every kind, the kinds are drawn towards what an event of any kind costs, which is known
+    better; how far is told by how well each is known, taken that kinds differ by half of it.
     A kind that no round says anything about costs nothing that is known, with an uncertainty of infinity.
     """
-    answers: dict[str, list[float]] = defaultdict(list)
-    for each in rounds:
-        for name, whole, less in _PAIRS:
-            with_it, without = each.get(whole, ()), each.get(less, ())
-            number = statistics.median(sample.counts.get(name, 0) for sample in with_it) if with_it else 0
-            if number and without:
-                difference = statistics.median(item.net for item in with_it) - statistics.median(item.net for item in without)
-                answers[name].append(difference / number)
-    ns = {name: statistics.median(values) for name, values in answers.items()}
-    uncertainty = {name: _half_width(values) for name, values in answers.items()}
-    devices = [name for name in ("tx", "rx") if name in ns]
+    whole = [each for each in rounds if all(each.get(name) for name in ARRANGEMENTS)]
+    blocks = [{name: statistics.median(sample.net for sample in taken) for name, taken in each.items()} for each in whole]
+    number = {
+        name: statistics.median(sample.counts.get(name, 0) for each in whole for sample in each[fuller]) if whole else 0
+        for name, fuller, _ in _PAIRS
+    }
+    ns, uncertainty, calm = {}, {}, _calm(whole)
+    found = [_costs(each, number) for each in _resampled(blocks)]
+    costs = _costs(blocks, number) if blocks else {}
+    any_kind, doubt = costs.get(ANY, 0.0), _half_width([each[ANY] for each in found if ANY in each])
+    for name, _, _ in _PAIRS:
+        if name not in costs:
+            ns[name], uncertainty[name] = 0.0, float("inf")
+            continue
+        spread = sorted(each[name] for each in found)
+        chance = _half_width(spread)
+        error = (quantile(spread, 0.75) - quantile(spread, 0.25)) / QUARTILES if spread else float("inf")
+        differing = (any_kind / 2) ** 2
+        weight = differing / (differing + error**2) if differing and error < float("inf") else 0.0
+        ns[name] = weight * costs[name] + (1 - weight) * any_kind
+        chance = weight * chance + (1 - weight) * doubt if weight else doubt
+        uncertainty[name] = chance + LEFT * (abs(ns[name]) + calm.get(name, 0.0))
+    devices = [name for name in ("tx", "rx") if number[name]]
     for name in ALIKE:
         ns[name] = statistics.fmean(ns[each] for each in devices) if devices else 0.0
         uncertainty[name] = max((uncertainty[each] for each in devices), default=float("inf"))
-    for name, _, _ in _PAIRS:
-        ns.setdefault(name, 0.0)
-        uncertainty.setdefault(name, float("inf"))
-    return Unseen(ns, uncertainty)
+    return Unseen(ns, uncertainty, calm)
+
+
+def _costs(blocks: Sequence[Mapping[str, float]], number: Mapping[str, float]) -> dict[str, float]:
+    """ns an event of each kind of which there are some, and of `ANY`: what fewer kinds change, over how many events that are."""
+    fastest = {name: quantile(sorted(each[name] for each in blocks), CALM) for name in ARRANGEMENTS}
+    found = {name: (fastest[fuller] - fastest[less]) / number[name] for name, fuller, less in _PAIRS if number[name]}
+    events = number["stamp"] + (number["tx"] + number["rx"]) / 2
+    if events:
+        found[ANY] = (fastest["all"] - (fastest["receptions"] + fastest["sends"]) / 2) / events
+    return found
 
 
 def _half_width(values: Sequence[float]) -> float:
-    """Half the 95 % percentile bootstrap interval of the median; infinity of a single value."""
-    if len(values) < 3:
-        return float("inf")
-    generator = random.Random(len(values))
-    medians = sorted(statistics.median(generator.choices(values, k=len(values))) for _ in range(RESAMPLES))
-    return (quantile(medians, 0.975) - quantile(medians, 0.025)) / 2
+    """Half of what holds 95 % of a bootstrap's results; infinity of none."""
+    ordered = sorted(values)
+    return (quantile(ordered, 0.975) - quantile(ordered, 0.025)) / 2 if ordered else float("inf")
+
+
+def _calm(rounds: Sequence[Mapping[str, Sequence[Sample]]]) -> dict[str, float]:
+    """What events of each kind say of themselves in the fastest decile of the blocks that have them all."""
+    blocks: dict[str, list[float]] = defaultdict(list)
+    for each in rounds:
+        costs: dict[str, list[float]] = defaultdict(list)
+        for sample in each["all"]:
+            for name, cost in sample.own:
+                costs[name].append(cost)
+        for name, taken in costs.items():
+            blocks[name].append(statistics.median(taken))
+    return {name: quantile(sorted(taken), CALM) for name, taken in blocks.items()}
+
+
+def _resampled(blocks: Sequence[Mapping[str, float]]) -> list[Sequence[Mapping[str, float]]]:
+    """For the percentile bootstrap: as many rounds drawn anew, with replacement. None of fewer than three."""
+    generator = random.Random(len(blocks))
+    return [generator.choices(blocks, k=len(blocks)) for _ in range(RESAMPLES if len(blocks) > 2 else 0)]

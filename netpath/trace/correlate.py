@@ -67,6 +67,8 @@ class Leg:
     """Its marks at netfilter hooks, in order."""
     sent_ns: int | None = None
     """When the sender called the kernel, where that is known (CLOCK_MONOTONIC)."""
+    marked: frozenset[int] | None = None
+    """The namespaces in which marks were attached when it was sent; None: all on the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +111,17 @@ def correlate(
     *,
     stamps: Sequence[Stamp] = (),
     sent_ns: Mapping[int, int] | None = None,
+    marked: frozenset[int] | None = None,
 ) -> tuple[Journey, ...]:
     """One journey for each of `sequences`, also for those of which nothing was seen (lost before the first hop).
 
     `send_errors` are the errno values of sends that the kernel refused, `sent_ns` the times of the calls, by sequence number.
+    `marked`: see `Leg`.
     """
     refused = send_errors or {}
-    marked: dict[int, list[Stamp]] = {}
+    stamped: dict[int, list[Stamp]] = {}
     for stamp in stamps:
-        marked.setdefault(stamp.sequence, []).append(stamp)
+        stamped.setdefault(stamp.sequence, []).append(stamp)
     by_sequence: dict[int, list[Event]] = {sequence: [] for sequence in sequences}
     for event in events:
         if event.sequence in by_sequence:
@@ -126,16 +130,18 @@ def correlate(
         _journey(number, sorted(seen, key=lambda e: e.time_ns), index, refused.get(number, 0))
         for number, seen in sorted(by_sequence.items())
     ]
-    return tuple(_timed(journey, marked.get(journey.sequence, []), (sent_ns or {}).get(journey.sequence)) for journey in journeys)
+    return tuple(
+        _timed(journey, stamped.get(journey.sequence, []), (sent_ns or {}).get(journey.sequence), marked) for journey in journeys
+    )
 
 
-def _timed(journey: Journey, stamps: list[Stamp], sent_ns: int | None) -> Journey:
+def _timed(journey: Journey, stamps: list[Stamp], sent_ns: int | None, marked: frozenset[int] | None) -> Journey:
     stamps = sorted(stamps, key=lambda stamp: stamp.time_ns)
-    back = journey.back
+    forward, back = journey.forward, journey.back
     return replace(
         journey,
-        forward=replace(journey.forward, stamps=_on_the_way(journey.forward, stamps), sent_ns=sent_ns),
-        back=replace(back, stamps=_on_the_way(back, stamps)) if back is not None else None,
+        forward=replace(forward, stamps=_on_the_way(forward, stamps), sent_ns=sent_ns, marked=marked),
+        back=replace(back, stamps=_on_the_way(back, stamps), marked=marked) if back is not None else None,
     )
 
 

@@ -18,10 +18,13 @@ POLL_SECONDS = 0.001
 
 
 class Observer:
-    """What an armed tracer sees of probes that one or more injectors send; with `round_trip` their answers are waited for too."""
+    """What an armed tracer sees of probes that one or more injectors send; with `round_trip` their answers are waited for too.
 
-    def __init__(self, tracer: Tracer, *, round_trip: bool) -> None:
-        self._tracer = tracer
+    `brief`: see `Tracer.drain`.
+    """
+
+    def __init__(self, tracer: Tracer, *, round_trip: bool, brief: bool = False) -> None:
+        self._tracer, self._brief = tracer, brief
         self._round_trip = round_trip
         self.events: list[Event] = []
         self.stamps: list[Stamp] = []
@@ -38,21 +41,21 @@ class Observer:
         self._last_new = time.monotonic()
         self._injectors: set[Injector] = set()
 
-    def send(self, injector: Injector, sequence: int, **how: Any) -> None:
-        """Send one probe, as `Injector.send`. Raises NetpathError when the sender is gone."""
+    def send(self, injector: Injector, *sequences: int, **how: Any) -> None:
+        """Send probes, as `Injector.send`. Raises NetpathError when the sender is gone."""
         self._injectors.add(injector)
-        sent = injector.send(sequence, **how)
-        self.sent_ns[sequence] = sent.time_ns
-        self._home[sequence] = injector.netns
-        if sent.error:
-            self.send_errors[sequence] = sent.error
-            self._ended.add(sequence)
+        for sent in injector.send(*sequences, **how):
+            self.sent_ns[sent.sequence] = sent.time_ns
+            self._home[sent.sequence] = injector.netns
+            if sent.error:
+                self.send_errors[sent.sequence] = sent.error
+                self._ended.add(sent.sequence)
 
     def collect(self) -> None:
         """Take what has been seen by now, and what came back to the injectors."""
         for injector in self._injectors:
             injector.poll()
-        new = self._tracer.drain()
+        new = self._tracer.drain(brief=self._brief)
         self.stamps += self._tracer.take_stamps()
         if not new:
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ from netpath.probe.injector import Injector, UnreachableError
 from netpath.probe.messages import Enter, Entered
 from netpath.trace import align as aligning
 from netpath.trace import stages, userspace
-from netpath.trace.account import Account
+from netpath.trace.account import SEEN_ALONE, Account, Unseen
 from netpath.trace.assemble import Scene, forward_paths, probe_cost, return_paths
 from netpath.trace.attribute import Binding
 from netpath.trace.correlate import FlowKey, Journey, correlate
@@ -257,6 +257,11 @@ def entry(index: SnapshotIndex, inode: int) -> str | None:
     return namespace.paths[0] if namespace is not None and namespace.paths else None
 
 
+def entries(index: SnapshotIndex, inodes: Iterable[int]) -> list[str]:
+    """The files that lead into these namespaces, of those that have one."""
+    return [path for inode in inodes if (path := entry(index, inode))]
+
+
 def arm(
     tracer: Tracer,
     nonce: int,
@@ -277,7 +282,7 @@ def arm(
         tunnel_ports=tunnel_ports(snapshot, index),
         tcp_base=tcp_base,
         payload=payload,
-        listen_in=[path for inode in inodes if (path := entry(index, inode))],
+        listen_in=entries(index, inodes),
         stages=marks(index, registered) if registered is not None else None,
         sockets=all(flow.protocol == "udp" for _, flow in ways),
         relays=may_relay(snapshot),
@@ -454,10 +459,10 @@ def problems(index: SnapshotIndex, paths: Iterable[Path]) -> list[str]:
     return [f"{space.name}: {problem}" for space in spaces for problem in space.problems]
 
 
-def round_trips(journeys: Iterable[Journey], unseen: Mapping[str, float] | None = None) -> Stats | None:
+def round_trips(journeys: Iterable[Journey], unseen: Unseen = SEEN_ALONE) -> Stats | None:
     """From a probe's first hop to its answer's arrival at the sender, of those that came back; `unseen` as in `Account`."""
     timings = [
-        Account(journey.forward, unseen or {}).round_trip(Account(journey.back, unseen or {}))
+        Account(journey.forward, unseen).round_trip(Account(journey.back, unseen))
         for journey in journeys
         if journey.back is not None
         and journey.back.end is not None

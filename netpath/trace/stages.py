@@ -44,6 +44,10 @@ class Registered:
                 found += _around(family, hook, entries)
         return tuple(found)
 
+    def marks(self) -> dict[int, int]:
+        """How many marks each namespace has."""
+        return {netns: len(self.boundaries(netns)) for netns, _, _ in self.at}
+
     def work(self, key: Key, after: int | None, before: int | None) -> set[str]:
         """What is registered at a hook from one priority to another; None: from its beginning, to its end."""
         entries = self.at.get(key, ())

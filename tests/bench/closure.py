@@ -20,10 +20,11 @@ from typing import Any
 
 from netpath import lab
 from netpath.trace import calibrate
+from netpath.trace.account import Unseen
 from tests.bench.harness import SEED, machine, median_interval
 from tests.bench.onpath import PORT, Armed, Block, Course, armed, build
 
-ROUNDS = 120
+ROUNDS = 300
 COUNT = 30
 MODES = ("flannel-vxlan", "flannel-hostgw", "calico-bgp", "docker")
 
@@ -47,7 +48,7 @@ def course(mode: str, made: lab.Lab, program: Path) -> Iterator[Course]:
         yield ready
 
 
-def stages(block: Block, unseen: calibrate.Unseen) -> dict[str, float]:
+def stages(block: Block, unseen: Unseen) -> dict[str, float]:
     """Mean ns of each stage, both ends in `socket`, as the product reports them."""
     spent: dict[str, float] = defaultdict(float)
     for stage in block.path(unseen).stages:

@@ -19,6 +19,7 @@ from netpath.model.packet import Flow
 from netpath.model.path import Path, Prediction
 from netpath.predict import predict
 from netpath.trace import calibrate, session, stages
+from netpath.trace.account import SEEN_ALONE, Unseen
 from netpath.trace.assemble import Scene, forward_paths
 from netpath.trace.correlate import correlate
 
@@ -125,12 +126,12 @@ class Block:
         events, stamps = self.armed.tracer.decoded(self.records)
         return [event for event in events if event.sequence], [stamp for stamp in stamps if stamp.sequence]
 
-    def path(self, unseen: calibrate.Unseen | None) -> Path:
+    def path(self, unseen: Unseen | None) -> Path:
         """The way there as the product reports it, from the C program's own send call on."""
         armed = self.armed
         events, stamps = self.seen()
         journeys = correlate(events, armed.index, self.undisturbed(), stamps=stamps, sent_ns=self.run.sent)
-        scene = Scene(armed.index, registered=armed.registered, unseen=unseen.ns if unseen else {})
+        scene = Scene(armed.index, registered=armed.registered, unseen=unseen or SEEN_ALONE)
         return forward_paths(journeys, armed.prediction, scene)[0]
 
     def undisturbed(self) -> list[int]:
@@ -141,7 +142,7 @@ class Block:
     def samples(self) -> tuple[calibrate.Sample, ...]:
         return calibrate.samples(*self.seen())
 
-    def wake_up(self, unseen: calibrate.Unseen) -> float:
+    def wake_up(self, unseen: Unseen) -> float:
         """Mean ns from each socket's readiness to the return of the receive call, less what the last event cost."""
         ready: dict[int, Event] = {}
         for event in sorted(self.seen()[0], key=lambda event: event.time_ns):

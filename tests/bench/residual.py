@@ -16,20 +16,20 @@ from pathlib import Path
 from netpath import lab
 from netpath.measure import plan
 from netpath.trace import calibrate
+from netpath.trace.account import Unseen
 from tests.bench.harness import SEED, machine, median_interval
 from tests.bench.onpath import Course, armed, build
 
 BLOCKS = 100
-CALIBRATING = plan.CALIBRATIONS
+CALIBRATING = plan.LEAST_CALIBRATIONS
 COUNT = 30
 FEW, MANY = "receptions", "all"
 
 
-def corrected(samples: tuple[calibrate.Sample, ...], unseen: calibrate.Unseen) -> tuple[float, float]:
+def corrected(samples: tuple[calibrate.Sample, ...], unseen: Unseen) -> tuple[float, float]:
     """(median ns of the way less all that its events cost, median ns that was taken out)"""
-    cost = [sum(unseen.ns[kind] * number for kind, number in sample.counts.items()) for sample in samples]
-    nets = [sample.net - less for sample, less in zip(samples, cost, strict=True)]
-    return statistics.median(nets), statistics.median(sample.spent + less for sample, less in zip(samples, cost, strict=True))
+    nets = [sample.corrected(unseen) for sample in samples]
+    return statistics.median(nets), statistics.median(sample.spent + sample.unseen(unseen) for sample in samples)
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ def coverage(rounds: Sequence[Mapping[str, tuple[calibrate.Sample, ...]]]) -> Co
     return Coverage(sum(part <= 1 for part in taken), taken[round(0.95 * len(taken)) - 1], statistics.median(widths))
 
 
-def uncertainty(each: Mapping[str, tuple[calibrate.Sample, ...]], unseen: calibrate.Unseen) -> float:
+def uncertainty(each: Mapping[str, tuple[calibrate.Sample, ...]], unseen: Unseen) -> float:
     """ns: what the product says of the events that many hooks have more than few."""
     few, many = each[FEW][0].counts, each[MANY][0].counts
-    return sum(unseen.uncertainty[kind] * (number - few.get(kind, 0)) for kind, number in many.items())
+    return unseen.doubt({kind: number - few.get(kind, 0) for kind, number in many.items()})
 
 
 def main() -> int:

@@ -28,7 +28,7 @@ from netpath.ebpf import programs
 from netpath.ebpf import sys as bpf
 from netpath.ebpf.headers import parse
 from netpath.ebpf.providers import DEVICES
-from netpath.ebpf.ring import Ring
+from netpath.ebpf.ring import Lines, Ring
 from netpath.ebpf.tracer import Tracer
 from netpath.errors import MissingError
 from netpath.model import nonce as layout
@@ -277,6 +277,44 @@ def test_what_does_not_fit_is_counted(pair: tuple[Netns, Netns]) -> None:
         assert tracer.lost > 0
         assert len(received) + tracer.lost == tracer.generated
         assert tracer.generated >= 3 * 300
+
+
+def test_in_brief_what_devices_saw_has_no_headers(pair: tuple[Netns, Netns]) -> None:
+    a, b = pair
+    with (
+        armed(count=9) as (tracer, nonce),
+        a.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        b.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+    ):
+        receiver.bind(("10.9.0.2", 0))
+        receiver.settimeout(DEADLINE)
+        sender.sendto(layout.pack(nonce, 1, 64), receiver.getsockname())
+        receiver.recv(100)
+        tracer.drain()
+        sender.sendto(layout.pack(nonce, 2, 64), receiver.getsockname())
+        receiver.recv(100)
+        events = {event.hook: event for event in tracer.drain(brief=True)}
+    assert {"tx", "rx", "socket"} <= events.keys()
+    assert all(event.sequence == 2 and event.netns and event.cost_ns > 0 for event in events.values())
+    assert events["tx"].headers == events["rx"].headers == ()
+    assert [type(header).__name__ for header in events["socket"].headers][-2:] == ["Ipv4", "Udp"]
+
+
+def test_a_reader_that_is_ahead_of_what_a_program_saw_leaves_room(pair: tuple[Netns, Netns]) -> None:
+    """A program looks at the head, others write, all of it is read, and then it looks at the tail."""
+    a, _ = pair
+    with armed(count=300) as (tracer, nonce), a.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        assert tracer._kit is not None
+        if not isinstance(tracer._kit.ring, Lines):
+            pytest.skip("before 6.2 the buffer is the kernel's")
+        tracer.drain()
+        words = tracer._kit.ring._words
+        read = words[8]
+        words[8] = words[0] + 1000
+        sender.sendto(layout.pack(nonce, 1, 12), ("10.9.0.2", 9))
+        words[8] = read
+        assert tracer.lost == 0
+        assert {"tx", "rx"} <= {event.hook for event in tracer.drain()}
 
 
 def test_two_runs_at_once_see_only_their_own(pair: tuple[Netns, Netns]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import statistics
 from dataclasses import replace
 
 import pytest
 
 from netpath.model.event import Event, Stamp
+from netpath.trace.account import Unseen
 from netpath.trace.calibrate import ARRANGEMENTS, Sample, estimate, samples
 from tests.trace import scene
 
@@ -42,6 +44,55 @@ def test_a_machine_that_gets_slower_does_not_look_like_cost() -> None:
         assert abs(found.ns[kind] - value) <= 3 * found.uncertainty[kind]
 
 
+def test_slow_spells_of_the_machine_do_not_look_like_cost() -> None:
+    """Two blocks in three are from a spell in which everything takes half as long again, events included."""
+    generator = random.Random(3)
+    calm = rounds(36, 50)
+    spells = [
+        {
+            name: [replace(sample, net=sample.net * slow, own=[(kind, 60.0 * slow) for kind in sample.counts]) for sample in taken]
+            for name, taken in each.items()
+            for slow in [generator.choice((1.0, 1.5, 1.6))]
+        }
+        for each in calm
+    ]
+    found = estimate(spells)
+    for kind, value in TRUE.items():
+        assert found.ns[kind] == pytest.approx(value, abs=10)
+        assert found.calm[kind] == pytest.approx(60)
+    # Corrected, ways with all events and with few take as long, in calm blocks and in slow ones.
+    for slow in (1.0, 1.5, 1.6):
+        many, few = (
+            [sample.corrected(found) for each in spells for sample in each[name] if sample.own[0][1] == 60 * slow]
+            for name in ("all", "receptions")
+        )
+        assert statistics.median(many) == pytest.approx(20000 * slow, rel=0.015)
+        assert statistics.median(few) == pytest.approx(20000 * slow, rel=0.015)
+
+
+def test_a_kind_that_is_hardly_known_is_taken_to_cost_about_what_others_do() -> None:
+    """Without a single calm block of one arrangement a difference says little, and costs below nothing are none."""
+    generator = random.Random(5)
+    found = rounds(24, 20)
+    for each in found:
+        slow = generator.uniform(1.1, 1.6)
+        each["receptions"] = [replace(sample, net=sample.net * slow) for sample in each["receptions"]]
+    fastest = sorted(statistics.median(sample.net for sample in each["receptions"]) for each in found)[2]
+    alone = (20000 + 6 * TRUE["tx"] + 6 * TRUE["rx"] - fastest) / 6
+    known = estimate(found)
+    assert alone < -100 < 0 < known.ns["tx"] < 2 * TRUE["tx"]
+    # The others are as well known as ever.
+    assert known.ns["stamp"] == pytest.approx(TRUE["stamp"], abs=5) and known.ns["rx"] == pytest.approx(TRUE["rx"], abs=15)
+
+
+def test_slowness_is_that_of_most_events_and_bounded() -> None:
+    known = Unseen({"tx": 100.0}, {"tx": 5.0}, {"tx": 50.0, "stamp": 40.0})
+    assert known.slowness([]) == Unseen().slowness([("tx", 500.0)]) == 1.0
+    assert known.slowness([("tx", 60.0), ("stamp", 60.0), ("socket", 900.0), ("tx", 9000.0)]) == 1.5
+    assert (known.slowness([("tx", 9000.0)]), known.slowness([("tx", 1.0)])) == (4.0, 0.5)
+    assert known.doubt({"tx": 6, "stamp": 2}) == 30
+
+
 def test_what_was_not_measured_is_not_made_up() -> None:
     found = estimate([])
     assert set(found.ns.values()) == {0.0} and set(found.uncertainty.values()) == {float("inf")}
@@ -58,6 +109,9 @@ def test_a_sample_reaches_from_the_senders_hook_to_the_first_delivery() -> None:
     end = next(event.time_ns for event in events if event.hook == "local_in" and event.netns == scene.POD2)
     # 13 events after the sender's hook and before delivery (one of them the tunnel's own), and one mark.
     assert sample.counts == {"tx": 6, "rx": 6, "local_in": 1, "stamp": 1}
+    assert sorted(sample.own) == sorted(
+        [("local_out", 5.0), *[("tx", 10.0)] * 6, *[("rx", 10.0)] * 6, ("local_in", 10.0), ("stamp", 3.0)]
+    )
     assert (sample.net, sample.spent) == (end - 500 - 5 - 13 * 10 - 3, 5 + 13 * 10 + 3)
 
 

@@ -35,16 +35,16 @@ class Stalled(Tracer):
         Stalled.made.append(self)
         self.received = self.generated_in_all = self.lost_in_all = 0
 
-    def _decode(self, raw: bytes) -> Event:
+    def _decode(self, raw: bytes, *, brief: bool = False) -> Event:
         self.received += 1
-        return super()._decode(raw)
+        return super()._decode(raw, brief=brief)
 
     def _decode_stamp(self, raw: bytes) -> Stamp:
         self.received += 1
         return super()._decode_stamp(raw)
 
-    def drain(self) -> list[Event]:
-        return [] if self.stalled else super().drain()
+    def drain(self, *, brief: bool = False) -> list[Event]:
+        return [] if self.stalled else super().drain(brief=brief)
 
     def close(self) -> None:
         self.generated_in_all, self.lost_in_all = self.generated, self.lost

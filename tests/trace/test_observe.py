@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from netpath.model.event import Event
-from netpath.probe.messages import Sent
+from netpath.probe.messages import Shot
 from netpath.trace.observe import Observer
 from tests.trace.scene import NODE1, POD1, POD2, event, inner
 
@@ -24,7 +24,7 @@ class Script:
     def __init__(self, *events: Event) -> None:
         self.rest = list(events)
 
-    def drain(self) -> list[Event]:
+    def drain(self, *, brief: bool = False) -> list[Event]:
         return [self.rest.pop(0)] if self.rest else []
 
     def take_stamps(self) -> list[Any]:
@@ -33,8 +33,8 @@ class Script:
     def poll(self) -> None:
         pass
 
-    def send(self, sequence: int) -> Sent:
-        return Sent(sequence, time.monotonic_ns(), 0)
+    def send(self, *sequences: int) -> tuple[Shot, ...]:
+        return tuple(Shot(number, time.monotonic_ns(), 0) for number in sequences)
 
 
 def left(*events: Event, round_trip: bool) -> int:

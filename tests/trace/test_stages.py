@@ -13,7 +13,7 @@ from netpath.model.index import SnapshotIndex
 from netpath.model.path import Prediction
 from netpath.model.snapshot import Netfilter, Xtables
 from netpath.netfilter.evaluate import RulesetEvaluator
-from netpath.trace.account import Account
+from netpath.trace.account import SEEN_ALONE, Account, Unseen
 from netpath.trace.assemble import Scene, forward_paths
 from netpath.trace.correlate import Journey, Leg, correlate
 from netpath.trace.session import round_trips
@@ -189,7 +189,7 @@ def test_the_stages_of_a_segment_add_up_to_it() -> None:
     events, stamps, sent = with_marks()
     index = SnapshotIndex(scene.snapshot())
     journeys = correlate(events, index, range(1, 5), stamps=stamps, sent_ns=sent)
-    unseen = {"tx": 7.0, "rx": 5.0, "stamp": 3.0, "local_in": 2.0, "socket": 2.0}
+    unseen = Unseen({"tx": 7.0, "rx": 5.0, "stamp": 3.0, "local_in": 2.0, "socket": 2.0})
     (path,) = forward_paths(journeys, NOTHING, Scene(index, registered=FULL, unseen=unseen))
     inside = [stage for stage in path.stages if stage.from_hop == 3]
     assert [stage.stage for stage in inside] == ["other", "route", "filter", "route", "other"]
@@ -206,17 +206,47 @@ def test_the_stages_of_a_segment_add_up_to_it() -> None:
     assert path.overhead["nat"]["ns"] is None and path.overhead["nat"]["share"] == 0.0
 
 
+def test_where_marks_go_in_turns_a_stretch_is_split_by_the_probes_that_met_some_there() -> None:
+    events, stamps, sent = with_marks(6, spread=1)
+    index = SnapshotIndex(scene.snapshot())
+    whole = Scene(index, registered=FULL)
+
+    def legs(numbers: Sequence[int], marked: frozenset[int] | None, *, stamped: bool) -> list[Journey]:
+        mine = [item for item in stamps if stamped and item.sequence in numbers]
+        return list(correlate(events, index, numbers, stamps=mine, sent_ns=sent, marked=marked))
+
+    here, elsewhere = frozenset({N}), frozenset({scene.NODE2})
+    (one,) = forward_paths(legs((1, 3), None, stamped=True), NOTHING, whole)
+    # Four probes without marks there are more than two with them, and yet say nothing of what lies within.
+    mixed = legs((1, 3), here, stamped=True) + legs((2, 4, 5, 6), elsewhere, stamped=False)
+    (path,) = forward_paths(mixed, NOTHING, whole)
+    assert [stage for stage in path.stages if stage.from_hop == 3] == [stage for stage in one.stages if stage.from_hop == 3]
+    assert path.probes == 6 and [hop.segment_ns.count for hop in path.hops if hop.segment_ns] == [6] * (len(path.hops) - 1)
+    # From one namespace to another there are no marks: all know of it. In the other node's only those of its turn.
+    counts = {stage.from_hop: stage.ns.count for stage in path.stages if stage.ns}
+    across = [number for number, (a, b) in enumerate(pairwise(path.hops), start=1) if a.netns != b.netns]
+    assert across and all(counts[number] == 6 for number in across)
+    there = [number for number, (a, b) in enumerate(pairwise(path.hops), start=1) if a.netns == b.netns == path.hops[-2].netns]
+    assert there and all(counts[number] == 4 for number in there)
+    # Where nobody had a turn there is the whole of it, once.
+    (none,) = forward_paths(legs((1, 2), elsewhere, stamped=False), NOTHING, whole)
+    assert [(stage.stage, stage.ns.count) for stage in none.stages if stage.from_hop == 3 and stage.ns] == [("other", 2)]
+
+
 def test_what_is_not_seen_from_inside_is_taken_out_half_before_and_half_after() -> None:
     one = scene.event(1000, "tx", N, 3, scene.inner())
     two = Stamp(2000, N, 4, "output", 1, 1, cost_ns=40)
     three = scene.event(3000, "tx", N, 2, scene.inner())
     leg = Leg("delivered", (one, three), (replace(one, cost_ns=100), three), None, 0, stamps=(two,), sent_ns=400)
-    account = Account(leg, {"tx": 20.0, "stamp": 8.0})
+    account = Account(leg, Unseen({"tx": 20.0, "stamp": 8.0}))
     first = leg.marks[0]
     assert account.between(first, two).cost == 10 + 100 + 4
     assert account.between(two, three).cost == 4 + 40 + 10
     assert account.between(first, three).cost == account.between(first, two).cost + account.between(two, three).cost
     assert (account.since_call(first).raw, account.since_call(first).cost) == (600, 10)
+    # Twice as slow by what the events say of themselves, twice as dear where they say nothing.
+    slow = Account(leg, Unseen({"tx": 20.0, "stamp": 8.0}, calm={"tx": 50.0, "stamp": 20.0}))
+    assert slow.between(first, two).cost == 20 + 100 + 8 and slow.since_call(first).cost == 20
 
 
 def test_a_round_trip_is_corrected_on_both_ways() -> None:
@@ -225,13 +255,13 @@ def test_a_round_trip_is_corrected_on_both_ways() -> None:
         return Leg("delivered", tuple(marks[:-1]), tuple(marks), marks[-1], 0)
 
     there, back = leg(1000, 100, 30, 5), leg(9000, 40, 7)
-    timing = Account(there, {"tx": 20.0}).round_trip(Account(back, {"tx": 20.0}))
+    timing = Account(there, Unseen({"tx": 20.0})).round_trip(Account(back, Unseen({"tx": 20.0})))
     # Whole events but for half of the first's way in, and all of the last but half of its way in.
     assert (timing.raw, timing.cost) == (9000, 10 + 100 + 50 + 25 + 60 + 10)
     with pytest.raises(ValueError, match="end"):
-        Account(there, {}).round_trip(Account(replace(back, end=None), {}))
+        Account(there, SEEN_ALONE).round_trip(Account(replace(back, end=None), SEEN_ALONE))
     journeys = [Journey(1, there, back), Journey(2, there, None), Journey(3, there, replace(back, outcome="lost"))]
-    stats = round_trips(journeys, {"tx": 20.0})
+    stats = round_trips(journeys, Unseen({"tx": 20.0}))
     assert stats is not None and (stats.count, stats.mean, stats.uncorrected_mean) == (1, 9000 - 255, 9000)
 
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import socket
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import pytest
 
 from netpath.cli.trace import exit_code
 from netpath.ebpf import sys as bpf
 from netpath.ebpf.tracer import Tracer
-from netpath.measure.plan import CALIBRATIONS, MeasureRequest
+from netpath.measure.plan import LEAST_CALIBRATIONS, MOST_CALIBRATIONS, MeasureRequest
 from netpath.measure.session import run as measure
 from netpath.model import nonce as layout
+from netpath.model.event import Boundary
 from netpath.model.path import Path
 from netpath.trace import calibrate
+from netpath.trace.account import Unseen
 from netpath.trace.request import TraceRequest
 from netpath.trace.session import run
 from tests.netns import Netns
@@ -112,12 +115,8 @@ def test_without_such_links_hops_and_exit_code_are_as_ever(made: Overlay, monkey
 
 def test_marks_cost_other_packets_nothing_but_a_look(made: Overlay) -> None:
     """A datagram of the same size without the mark, and one of another size with it, leave no stamp."""
-    from netpath.model.event import Boundary
-
     node: Netns = made.nodes[0]
     family = 6 if ":" in made.address(0, 0) else 4
-    import socket
-
     nonce = layout.new_nonce()
     with Tracer() as tracer:
         tracer.load()
@@ -138,24 +137,79 @@ def test_marks_cost_other_packets_nothing_but_a_look(made: Overlay) -> None:
     assert only.skb and 0 < only.cost_ns < 10**6
 
 
-@pytest.mark.parametrize("protocol", ["udp", "tcp"])
+def test_marks_can_be_had_in_some_of_the_namespaces(made: Overlay) -> None:
+    nonce = layout.new_nonce()
+    nodes = made.nodes
+    with Tracer() as tracer:
+        tracer.load()
+        marks = {node.path: (Boundary(4, "output", 7, 9),) for node in nodes}
+        tracer.arm(nonce, count=9, tunnel_ports={}, payload=64, stages=marks)
+        assert tracer.missing_stages == () and tracer.marks_by_namespace
+        numbers = iter(range(1, 10))
+
+        def marked() -> set[int]:
+            """The namespaces in which a packet meets a mark."""
+            for node in nodes:
+                with node.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+                    one.sendto(layout.pack(nonce, next(numbers), 64), ("127.0.0.1", 9))
+            tracer.drain()
+            return {stamp.netns for stamp in tracer.take_stamps()}
+
+        assert marked() == {node.inode for node in nodes}
+        tracer.mark([nodes[1].path])
+        assert marked() == {nodes[1].inode}
+        with tracer.without("stamp"):
+            assert marked() == set()
+        assert marked() == {nodes[1].inode}
+
+
+def test_a_measurement_has_marks_in_a_third_of_the_way_at_a_time(made: Overlay, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Collection[str] | None] = []
+    real = Tracer.mark
+
+    def mark(tracer: Tracer, paths: Collection[str] | None = None) -> None:
+        asked.append(paths)
+        real(tracer, paths)
+
+    monkeypatch.setattr(Tracer, "mark", mark)
+    names = made.pods[0][0].name, made.pods[1][0].name
+    wanted = MeasureRequest(f"netns:{names[0]}", f"netns:{names[1]}:{ECHO_PORT}", "udp", count=120, rate=5000.0, flow="established")
+    done = measure(wanted)
+    turns = [frozenset(paths) for paths in asked if paths is not None]
+    assert len(set(turns)) == 3 and not frozenset.intersection(*set(turns))
+    # What events cost is found with all of them.
+    assert asked.count(None) >= LEAST_CALIBRATIONS
+    (path,) = done.trace.paths
+    assert spent(path, 4) == ["other", "conntrack", "nat", "route", "filter", "route", "nat", "other"]
+    assert spent(path, 10) == ["other", "route", "other"]
+    counts = {stage.from_hop: stage.ns.count for stage in path.stages if stage.ns}
+    assert path.probes and counts[4] < path.probes / 2 and counts[10] < path.probes / 2
+    assert {hop.segment_ns.count for hop in path.hops if hop.segment_ns} == {path.probes}
+    shares = done.series[0].stages
+    assert done.series[0].one_way_ns is not None
+    assert sum(share.ns for share in shares) == pytest.approx(done.series[0].one_way_ns.mean, rel=0.01)
+
+
+@pytest.mark.parametrize(("protocol", "doubt", "turns"), [("udp", -1e9, LEAST_CALIBRATIONS), ("tcp", 1e9, MOST_CALIBRATIONS)])
 def test_a_measurement_finds_on_the_path_what_events_cost_unseen(
-    made: Overlay, protocol: str, monkeypatch: pytest.MonkeyPatch
+    made: Overlay, protocol: str, doubt: float, turns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rounds: list[Mapping[str, Sequence[calibrate.Sample]]] = []
+    """It goes on until that is known well enough, and not for ever."""
+    calls: list[Sequence[Mapping[str, Sequence[calibrate.Sample]]]] = []
     real = calibrate.estimate
 
-    def estimate(given: Sequence[Mapping[str, Sequence[calibrate.Sample]]]) -> calibrate.Unseen:
-        rounds.extend(given)
-        return calibrate.Unseen(dict.fromkeys(real(given).ns, 1000.0), dict.fromkeys(real(given).ns, 7.0))
+    def estimate(given: Sequence[Mapping[str, Sequence[calibrate.Sample]]]) -> Unseen:
+        calls.append(tuple(given))
+        return Unseen(dict.fromkeys(real(given).ns, 1000.0), dict.fromkeys(real(given).ns, doubt))
 
     monkeypatch.setattr(calibrate, "estimate", estimate)
     source, target = made.pods[0][0].name, made.pods[1][0].name
     asked = MeasureRequest(f"netns:{source}", f"netns:{target}:{ECHO_PORT}", protocol, count=6, rate=2000.0, baseline=False)
     done = measure(asked)
-    assert len(rounds) == CALIBRATIONS
+    rounds = calls[-1]
+    assert len(rounds) == turns
     complete = [each for each in rounds if each and all(each.values())]
-    assert len(complete) > CALIBRATIONS / 2
+    assert len(complete) > turns / 2
     for each in complete:
         kinds = {name: {kind for sample in samples for kind in sample.counts} for name, samples in each.items()}
         assert {"tx", "rx", "stamp"} <= kinds["all"] and "stamp" not in kinds["devices"]

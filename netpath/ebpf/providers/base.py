@@ -14,6 +14,8 @@ from netpath.model.event import Boundary, Stamp
 RETURN_0 = bytes.fromhex("b7000000000000009500000000000000")
 RETURN_1 = bytes.fromhex("b7000000010000009500000000000000")
 """Whole programs, to try a kind of hook with: ``r0 = N; exit``. 1 is NF_ACCEPT where it is a verdict."""
+EVERYWHERE = ""
+"""Instead of a namespace: for the whole machine."""
 STAGE_LOSS = "time inside the kernel can't be split into conntrack, nat, filter and routing; it is shown as other"
 
 
@@ -74,6 +76,9 @@ class Devices(Provider):
 class Inside(Provider):
     """A way to see packets where IP takes them over (`local_in`, `local_out`) and between the stages of netfilter."""
 
+    by_namespace: ClassVar[bool]
+    """Marks are attached in single namespaces, not for the whole machine."""
+
     @abstractmethod
     def load(self) -> None:
         """Load what deliveries and sends need. Raises LoadError when the kernel does not have this provider."""
@@ -90,8 +95,9 @@ class Inside(Provider):
         """
 
     @abstractmethod
-    def attach_stages(self, stages: Mapping[str, Sequence[Boundary]]) -> tuple[list[int], list[str]]:
-        """Put the marks in place: (descriptors, what could not be, each with what is lost)."""
+    def attach_stages(self, stages: Mapping[str, Sequence[Boundary]]) -> tuple[dict[str, list[int]], list[str]]:
+        """Put the marks in place: (descriptors by namespace, as in `stages`, or under `EVERYWHERE`; what could not be, each with what
+        is lost)."""
 
     def marks(self, stamps: Sequence[Stamp]) -> list[Stamp]:
         """The stamps that were asked for, at the priorities of their boundaries."""

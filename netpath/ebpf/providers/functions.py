@@ -16,7 +16,7 @@ from pathlib import Path
 
 from netpath.ebpf import sys
 from netpath.ebpf.kit import Kit
-from netpath.ebpf.providers.base import STAGE_LOSS, Inside
+from netpath.ebpf.providers.base import EVERYWHERE, STAGE_LOSS, Inside
 from netpath.model.event import QUEUED, Boundary, Stamp
 
 BEGIN, END = -(2**31) + 1, 2**31 - 2
@@ -60,6 +60,8 @@ STAGES = (
 class Functions(Inside):
     """Programs on functions, for all namespaces at once: marks of others than those asked for are left out when they are read."""
 
+    by_namespace = False
+
     def __init__(self, kit: Kit) -> None:
         super().__init__(kit)
         self._programs: dict[Site, int] = {}
@@ -96,7 +98,7 @@ class Functions(Inside):
                     seen.add(site.hook)
         return made, frozenset(seen)
 
-    def attach_stages(self, stages: Mapping[str, Sequence[Boundary]]) -> tuple[list[int], list[str]]:
+    def attach_stages(self, stages: Mapping[str, Sequence[Boundary]]) -> tuple[dict[str, list[int]], list[str]]:
         self._asked = {}
         for path, boundaries in stages.items():
             with suppress(OSError):  # a namespace that is gone has nothing to mark
@@ -113,7 +115,7 @@ class Functions(Inside):
             except OSError as error:
                 if site.needed:
                     failed.append(f"stages: {self.title} on {site.function}: {error.strerror}; {STAGE_LOSS}")
-        return made, failed
+        return {EVERYWHERE: made}, failed
 
     def marks(self, stamps: Sequence[Stamp]) -> list[Stamp]:
         """Of each packet's visit to a hook the first mark that lies in a boundary, once for each boundary."""

@@ -32,6 +32,7 @@ class NetfilterLinks(Inside):
     """BPF_PROG_TYPE_NETFILTER (kernel commit fd9c663b9ad6)."""
 
     name = "netfilter"
+    by_namespace = True
     title = "netfilter link"
     requirement = "Linux 6.4"
     loss = "fentry or kprobes stand in"
@@ -77,18 +78,17 @@ class NetfilterLinks(Inside):
                     break  # attached, or no IPv6 in this kernel or namespace
         return links
 
-    def attach_stages(self, stages: Mapping[str, Sequence[Boundary]]) -> tuple[list[int], list[str]]:
+    def attach_stages(self, stages: Mapping[str, Sequence[Boundary]]) -> tuple[dict[str, list[int]], list[str]]:
         wanted = sorted({boundary.priority for boundaries in stages.values() for boundary in boundaries})
         with ThreadPoolExecutor(LOADERS) as workers:
             refused = [error for error in workers.map(self._load_stamp, wanted) if error is not None]
         if refused:
-            return [], [f"stages: netfilter links: {refused[0].strerror}; {STAGE_LOSS}"]
-        made: list[int] = []
+            return {}, [f"stages: netfilter links: {refused[0].strerror}; {STAGE_LOSS}"]
+        made: dict[str, list[int]] = {}
         failed: list[str] = []
         for path, boundaries in stages.items():
             with ThreadPoolExecutor(1) as worker:
-                links, not_there = worker.submit(self._stamp_in, path, boundaries).result()
-            made += links
+                made[path], not_there = worker.submit(self._stamp_in, path, boundaries).result()
             for boundary, error in not_there:
                 where = f"{boundary.hook} at {boundary.priority} in {Path(path).name}"
                 failed.append(f"stages: {where}: {error.strerror}; {STAGE_LOSS}")
