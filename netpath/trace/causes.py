@@ -32,6 +32,10 @@ _CAUSES: dict[str, tuple[str, str | None]] = {
         "check that the next hop is up and on that link: ip neigh, ip route get",
     ),
     "NEIGH_QUEUEFULL": ("too many packets waited for ARP or NDP of the next hop", "check that the next hop is up: ip neigh"),
+    "QUEUE_PURGE": (
+        "it waited, for ARP or NDP or in a socket or queue, and what it waited in was emptied: a device lost its carrier or went away",
+        "ask again, and watch for changes meanwhile: ip monitor link neigh",
+    ),
     "IP_RPFILTER": (
         "reverse path filtering: the reply would not go back the way it came",
         "check rp_filter and the route back to the source",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path as File
@@ -191,6 +192,11 @@ def _no_neighbour(made: Overlay) -> None:
 
 def _down(made: Overlay) -> None:
     made.nodes[1].ip("link", "set", "c0", "down")
+    # The bridge has lost its carrier. Up to a second later the kernel says so, and throws away what waits for a neighbour then.
+    deadline = time.monotonic() + 20
+    while " state DOWN " not in made.nodes[1].ip("-o", "link", "show", "sw.itch"):
+        assert time.monotonic() < deadline, "the bridge still has its carrier"
+        time.sleep(0.01)
 
 
 def _nothing(made: Overlay) -> None:
