@@ -26,7 +26,7 @@ struct np_buffer {
 struct np_event {
 	u64 state;
 	u64 time;          /* bpf_ktime_get_ns() on entry */
-	u64 left;          /* the same when the record was complete: what the event cost the packet, but for the entry and exit */
+	u64 left;          /* the same when the record was complete: what the event cost, but for entry and exit; 0: see `silent` below */
 	u64 skb;
 	u64 location;      /* drops: the instruction that freed it */
 	u32 netns;         /* inode */
@@ -53,7 +53,7 @@ struct np_event {
 struct np_stamp {
 	u64 state;
 	u64 time;          /* bpf_ktime_get_ns() once the mark was found */
-	u64 left;
+	u64 left;          /* as in struct np_event */
 	u64 skb;
 	u32 netns;         /* inode */
 	u32 sequence;
@@ -72,5 +72,7 @@ struct np_settings {
 	u32 last;          /* the highest sequence number in use */
 	u32 tail;          /* bytes from the mark to the end of every packet that carries it; 0: not the same for all */
 	u32 stage_tail;    /* the same for struct np_stamp (for TCP: bytes of a SYN); 0: no stamps */
+	u32 silent;        /* only where the time has none of these bits is the clock read again: a fifth of what a record costs */
+	u32 none;
 	u64 zero;          /* always 0, which the verifier can't know: see walk.h */
 };

@@ -52,9 +52,13 @@ static __always_inline int concerns(u64 skb, u64 state, u32 *sequence)
 static __always_inline void stamp_call(u64 skb, u64 state, u32 sequence, u32 call, u32 left)
 {
 	u64 time = bpf_ktime_get_ns();
+	u32 nought = 0;
+	struct np_settings *set = settings.lookup(&nought);
 	u8 hook = READ(u8, state, OFF_nf_hook_state_hook);
 	s64 priority;
 
+	if (!set)
+		return;
 	if (call == CALL_HOOK)
 		priority = left ? 2147483646 : -2147483647;
 	else if (call == CALL_CONNTRACK)
@@ -63,7 +67,7 @@ static __always_inline void stamp_call(u64 skb, u64 state, u32 sequence, u32 cal
 		priority = hook == 0 || hook == NF_LOCAL_OUT_HOOK ? -100 : 100;
 	if (left && call != CALL_HOOK)
 		priority += 1;
-	write_stamp(skb, READ(u64, state, OFF_nf_hook_state_net), sequence, hook, READ(u8, state, OFF_nf_hook_state_pf), priority,
+	write_stamp(set, skb, READ(u64, state, OFF_nf_hook_state_net), sequence, hook, READ(u8, state, OFF_nf_hook_state_pf), priority,
 		    time);
 }
 
@@ -147,7 +151,7 @@ static __always_inline int passed(u64 skb, u64 net, u8 hook)
 	struct np_settings *set = settings.lookup(&nought);
 
 	if (set && set->stage_tail && ends_with_probe(set, skb, &sequence))
-		write_stamp(skb, net, sequence, hook, __builtin_bswap16(READ(u16, skb, OFF_sk_buff_protocol)) == 0x0800 ? 2 : 10, 0, bpf_ktime_get_ns());
+		write_stamp(set, skb, net, sequence, hook, __builtin_bswap16(READ(u16, skb, OFF_sk_buff_protocol)) == 0x0800 ? 2 : 10, 0, bpf_ktime_get_ns());
 	return 0;
 }
 

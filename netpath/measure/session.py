@@ -309,6 +309,7 @@ class _Runner:
             self._send(observer, each)
             observer.until([self._next - 1], min(tracing.WARM_UP_SECONDS, self.request.timeout))
             observer.settle()
+        self.tracer.spare()
 
     def run(self) -> str:
         """Send everything; why it ended (`Measurement.stopped`)."""

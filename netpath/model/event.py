@@ -35,7 +35,8 @@ class Event:
     skb: int = 0
     cpu: int = 0
     cost_ns: int = 0
-    """What recording the event cost the packet, in ns, measured at the event itself (its entry and exit left out)."""
+    """What recording the event cost the packet, in ns, measured at the event itself (its entry and exit left out), or, with
+    `Tracer.spare`, at others of the same place."""
     reason: str | None = None
     """Drops only: the name in enum skb_drop_reason, or NOT_SPECIFIED."""
     symbol: str | None = None

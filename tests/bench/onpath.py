@@ -27,6 +27,7 @@ PORT = 9753
 CPU = 1
 PAYLOAD = 64
 RING = 1 << 24
+WARM_UP = 20
 LAST = 10_000_000
 EVERYTHING = ("tx", "rx", "drop", "socket", "tun_read", "local", "stamp")
 
@@ -91,7 +92,7 @@ class Run:
 
 @dataclass
 class Armed:
-    """A course with the product's probes on it, as `netpath trace` would arm them."""
+    """A course with the product's probes on it, as `netpath measure` would arm them."""
 
     course: Course
     tracer: Tracer
@@ -177,4 +178,8 @@ def armed(course: Course, *, marks: bool = True) -> Iterator[Armed]:
             registered=registered,
         )
         tracer.self_check()
+        # As a measurement does: it warms up, and from there on has one record in four say what it cost.
+        course.ping_pong(WARM_UP, marked=True)
+        tracer.drain()
+        tracer.spare()
         yield Armed(course, tracer, index, prediction, registered)

@@ -300,6 +300,43 @@ def test_in_brief_what_devices_saw_has_no_headers(pair: tuple[Netns, Netns]) -> 
     assert [type(header).__name__ for header in events["socket"].headers][-2:] == ["Ipv4", "Udp"]
 
 
+def test_one_record_in_four_says_for_its_place_what_it_cost(pair: tuple[Netns, Netns]) -> None:
+    a, b = pair
+    with (
+        armed(count=300) as (tracer, nonce),
+        a.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        b.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+    ):
+        receiver.bind(("10.9.0.2", 0))
+        receiver.settimeout(DEADLINE)
+
+        def exchange(numbers: range) -> list[bytes]:
+            for number in numbers:
+                sender.sendto(layout.pack(nonce, number, 64), receiver.getsockname())
+                receiver.recv(100)
+            return tracer.take()
+
+        assert tracer._kit is not None
+        unpack = tracer._kit.event.unpack
+        size = tracer._kit.event.struct.size
+        loud = exchange(range(1, 20))
+        assert all(unpack(raw.ljust(size, b"\0"))["left"] for raw in loud)
+        before, _ = tracer.decoded(loud)
+        tracer.spare()
+        spared = exchange(range(20, 300))
+        said = [bool(unpack(raw.ljust(size, b"\0"))["left"]) for raw in spared]
+        assert 0.15 < sum(said) / len(said) < 0.35
+        events, _ = tracer.decoded(spared)
+    told: dict[str, list[int]] = {hook: [event.cost_ns for event in before if event.hook == hook] for hook in ("tx", "rx")}
+    for event, spoke in zip(events, said, strict=True):
+        if event.hook in told:
+            lately = sorted(told[event.hook][-9:])
+            if spoke:
+                told[event.hook].append(event.cost_ns)
+            else:
+                assert event.cost_ns == lately[len(lately) // 2] > 0
+
+
 def test_a_reader_that_is_ahead_of_what_a_program_saw_leaves_room(pair: tuple[Netns, Netns]) -> None:
     """A program looks at the head, others write, all of it is read, and then it looks at the tail."""
     a, _ = pair
