@@ -1,5 +1,6 @@
-"""Do the stages add up? Their corrected sum, from the sender's send call to the return of the receive call, over an independently
-measured half of the round trip of the same program with nothing attached.
+"""Do the stages add up? Their corrected sum, from the sender's send call to the return of the receive call, over what the same program
+measures of that itself with nothing attached, both of its ends on one clock. Half of its round trip stands beside it: the same where
+the way back is like the way there, as it is not behind a translated port.
 
 Every round sends a block in each arrangement, in random order. Right before and right after the one with all hooks comes a plain
 one: the stages are compared with the mean of these two, so that the machine's moods fall on both, and the control is the one over
@@ -22,7 +23,7 @@ from netpath import lab
 from netpath.trace import calibrate
 from netpath.trace.account import Unseen
 from tests.bench.harness import SEED, machine, median_interval
-from tests.bench.onpath import PORT, Armed, Block, Course, armed, build
+from tests.bench.onpath import PORT, Block, Course, Run, armed, build
 
 ROUNDS = 300
 COUNT = 30
@@ -62,15 +63,15 @@ def measure(mode: str) -> dict[str, Any]:
     order = random.Random(SEED)
     with lab.running(mode) as made, course(mode, made, build()) as ready, armed(ready) as on:
         on.block(COUNT)
-        around: list[tuple[float, float]] = []
+        around: list[tuple[Run, Run]] = []
         rounds: list[dict[str, Block]] = []
         for _ in range(ROUNDS):
             blocks: dict[str, Block] = {}
             for name in order.sample(list(calibrate.ARRANGEMENTS), len(calibrate.ARRANGEMENTS)):
-                before = half(on) if name == "all" else 0.0
+                before = on.plain(COUNT) if name == "all" else None
                 blocks[name] = on.block(COUNT, left=calibrate.ARRANGEMENTS[name])
-                if name == "all":
-                    around.append((before, half(on)))
+                if before is not None:
+                    around.append((before, on.plain(COUNT)))
             rounds.append(blocks)
         unseen = calibrate.estimate([{name: block.samples() for name, block in each.items()} for each in rounds])
         sums, spent = [], defaultdict(list)
@@ -79,26 +80,24 @@ def measure(mode: str) -> dict[str, Any]:
             sums.append(sum(found.values()))
             for stage, value in found.items():
                 spent[stage].append(value)
-    plain = [statistics.fmean(pair) for pair in around]
+    times = [(trimmed(one.one_way()), trimmed(other.one_way())) for one, other in around]
+    plain = [statistics.fmean(pair) for pair in times]
+    halves = [trimmed([taken / 2 for run in pair for taken in run.round_trips]) for pair in around]
     ratios = [mine / theirs for mine, theirs in zip(sums, plain, strict=True)]
-    aa = [one / other for one, other in (order.sample(pair, 2) for pair in around)]
+    aa = [one / other for one, other in (order.sample(pair, 2) for pair in times)]
     return {
         "mode": mode,
         "closure": statistics.median(ratios),
         "ci95": median_interval(ratios),
         "aa": statistics.median(aa),
         "aa_ci95": median_interval(aa),
-        "half_round_trip_ns": statistics.median(plain),
+        "one_way_ns": statistics.median(plain),
+        "half_round_trip_ns": statistics.median(halves),
         "sum_of_stages_ns": statistics.median(sums),
         "stages_ns": {stage: statistics.median(values) for stage, values in spent.items()},
         "unseen_ns": dict(unseen.ns),
         "rounds": ROUNDS,
     }
-
-
-def half(on: Armed) -> float:
-    """ns: the mean of half a round trip with nothing attached."""
-    return trimmed([value / 2 for value in on.plain(COUNT).round_trips])
 
 
 def trimmed(values: list[float]) -> float:
@@ -116,7 +115,7 @@ def main() -> int:
         parts = ", ".join(f"{stage} {value:,.0f}" for stage, value in sorted(stages_ns.items(), key=lambda item: -item[1]))
         print(
             f"closure, {mode}: {result['closure']:.3f} [{low:.3f}, {high:.3f}] ({result['sum_of_stages_ns']:,.0f} over"
-            f" {result['half_round_trip_ns']:,.0f} ns; A/A {result['aa']:.3f}; {ROUNDS} rounds): {parts}",
+            f" {result['one_way_ns']:,.0f} ns, half a round trip {result['half_round_trip_ns']:,.0f}; A/A {result['aa']:.3f}; {ROUNDS} rounds): {parts}",
             flush=True,
         )
     target = Path(__file__).with_name("results-closure.json")
