@@ -19,8 +19,8 @@ RECORD_BYTES = 320
 MOST_IN_BURST = 40
 LEAD, BATCH = 1, 4
 """Probes of a batch: uncounted, and counted."""
-TURNS = 3
-"""Groups of namespaces that have their marks in turns, burst by burst: a probe then meets a third of the marks."""
+TURNS = 4
+"""Groups of namespaces that have their marks in turns, burst by burst: a probe then meets a quarter of the marks."""
 REPEATS = 5
 """Bursts of a run that are sent again when an event of theirs was lost; after that the result is PARTIAL."""
 SEED = 20

@@ -98,10 +98,11 @@ def test_bursts_hold_every_probe_once_and_one_size_each(sizes: int, flows: int, 
 
 
 def test_marks_go_in_turns_of_about_as_many() -> None:
-    assert plan.turns({1: 3, 2: 11, 3: 11, 4: 3}, 25) == (frozenset({2}), frozenset({3}), frozenset({1, 4}))
+    assert plan.turns({1: 3, 2: 11, 3: 11, 4: 3}, 25) == (frozenset({2}), frozenset({3}), frozenset({1}), frozenset({4}))
+    assert plan.turns({1: 3, 2: 11, 3: 11, 4: 3, 5: 4}, 25)[2:] == (frozenset({5}), frozenset({1, 4}))
     assert plan.turns({7: 4, 8: 9}, 3) == (frozenset({8}), frozenset({7}))
     # Each must have its turn, and one alone has none.
-    assert plan.turns({1: 3, 2: 11, 3: 11, 4: 3}, 2) == plan.turns({1: 5, 2: 0}, 25) == plan.turns({}, 25) == ()
+    assert plan.turns({1: 3, 2: 11, 3: 11, 4: 3}, 3) == plan.turns({1: 5, 2: 0}, 25) == plan.turns({}, 25) == ()
 
 
 def test_a_schedule_knows_what_it_sends_and_whose_turn_it_is() -> None:

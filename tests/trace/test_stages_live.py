@@ -163,7 +163,7 @@ def test_marks_can_be_had_in_some_of_the_namespaces(made: Overlay) -> None:
         assert marked() == {nodes[1].inode}
 
 
-def test_a_measurement_has_marks_in_a_third_of_the_way_at_a_time(made: Overlay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measurement_has_marks_in_a_part_of_the_way_at_a_time(made: Overlay, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Collection[str] | None] = []
     real = Tracer.mark
 
@@ -176,7 +176,7 @@ def test_a_measurement_has_marks_in_a_third_of_the_way_at_a_time(made: Overlay, 
     wanted = MeasureRequest(f"netns:{names[0]}", f"netns:{names[1]}:{ECHO_PORT}", "udp", count=120, rate=5000.0, flow="established")
     done = measure(wanted)
     turns = [frozenset(paths) for paths in asked if paths is not None]
-    assert len(set(turns)) == 3 and not frozenset.intersection(*set(turns))
+    assert len(set(turns)) == 4 and not frozenset.intersection(*set(turns))
     # What events cost is found with all of them.
     assert asked.count(None) >= LEAST_CALIBRATIONS
     (path,) = done.trace.paths
