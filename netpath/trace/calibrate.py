@@ -36,7 +36,7 @@ QUARTILES = 1.349
 RESAMPLES = 400
 LEFT = 0.05
 """What the correction may leave of an event's cost even where it is known exactly, because slow moments slow all of it only about alike;
-`tests.bench residual` finds 0.02 of it left."""
+`tests.bench residual` finds 0.01 of it left."""
 CALM = 0.1
 """The quantile of an arrangement's blocks that stands for it (see `estimate`)."""
 

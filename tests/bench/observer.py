@@ -6,6 +6,8 @@ these two: the machine's moods fall on all three. The control is a block with no
 providers.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import random

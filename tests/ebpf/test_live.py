@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,17 @@ def armed(*, count: int = 9, ring_bytes: int = 1 << 20, **options: Any) -> Itera
         tracer.load()
         tracer.arm(nonce, count=count, tunnel_ports=options.pop("tunnel_ports", PORTS), **options)
         yield tracer, nonce
+
+
+def deliver(pair: tuple[Netns, Netns], nonce: int, sequences: Iterable[int]) -> None:
+    """Datagrams with the mark from one namespace to a socket in the other, each received before the next is sent."""
+    a, b = pair
+    with a.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender, b.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("10.9.0.2", 0))
+        receiver.settimeout(DEADLINE)
+        for sequence in sequences:
+            sender.sendto(layout.pack(nonce, sequence, 64), receiver.getsockname())
+            receiver.recv(100)
 
 
 def until(tracer: Tracer, enough: Callable[[Sequence[Event]], bool]) -> list[Event]:
@@ -280,19 +291,10 @@ def test_what_does_not_fit_is_counted(pair: tuple[Netns, Netns]) -> None:
 
 
 def test_in_brief_what_devices_saw_has_no_headers(pair: tuple[Netns, Netns]) -> None:
-    a, b = pair
-    with (
-        armed(count=9) as (tracer, nonce),
-        a.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
-        b.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
-    ):
-        receiver.bind(("10.9.0.2", 0))
-        receiver.settimeout(DEADLINE)
-        sender.sendto(layout.pack(nonce, 1, 64), receiver.getsockname())
-        receiver.recv(100)
+    with armed(count=9) as (tracer, nonce):
+        deliver(pair, nonce, [1])
         tracer.drain()
-        sender.sendto(layout.pack(nonce, 2, 64), receiver.getsockname())
-        receiver.recv(100)
+        deliver(pair, nonce, [2])
         events = {event.hook: event for event in tracer.drain(brief=True)}
     assert {"tx", "rx", "socket"} <= events.keys()
     assert all(event.sequence == 2 and event.netns and event.cost_ns > 0 for event in events.values())
@@ -301,29 +303,17 @@ def test_in_brief_what_devices_saw_has_no_headers(pair: tuple[Netns, Netns]) -> 
 
 
 def test_one_record_in_four_says_for_its_place_what_it_cost(pair: tuple[Netns, Netns]) -> None:
-    a, b = pair
-    with (
-        armed(count=300) as (tracer, nonce),
-        a.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
-        b.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
-    ):
-        receiver.bind(("10.9.0.2", 0))
-        receiver.settimeout(DEADLINE)
-
-        def exchange(numbers: range) -> list[bytes]:
-            for number in numbers:
-                sender.sendto(layout.pack(nonce, number, 64), receiver.getsockname())
-                receiver.recv(100)
-            return tracer.take()
-
+    with armed(count=300) as (tracer, nonce):
         assert tracer._kit is not None
         unpack = tracer._kit.event.unpack
         size = tracer._kit.event.struct.size
-        loud = exchange(range(1, 20))
+        deliver(pair, nonce, range(1, 20))
+        loud = tracer.take()
         assert all(unpack(raw.ljust(size, b"\0"))["left"] for raw in loud)
         before, _ = tracer.decoded(loud)
         tracer.spare()
-        spared = exchange(range(20, 300))
+        deliver(pair, nonce, range(20, 300))
+        spared = tracer.take()
         said = [bool(unpack(raw.ljust(size, b"\0"))["left"]) for raw in spared]
         assert 0.15 < sum(said) / len(said) < 0.35
         events, _ = tracer.decoded(spared)
